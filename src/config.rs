@@ -1,0 +1,319 @@
+//! The sizes of the two towers and what else a model folder's `config.json` says.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// No width, depth or count in a configuration may be larger: the largest published model stays
+/// far below, and sizes that are products of two such numbers cannot overflow.
+const LARGEST_SIZE: usize = 1 << 22;
+/// No tower may have more blocks than this.
+const MOST_BLOCKS: usize = 1 << 10;
+
+/// The sizes of a vision transformer ([`crate::towers::ImageTower`]).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VitConfig {
+    /// Height and width of the input, in pixels.
+    pub image_size: usize,
+    /// Height and width of a patch, in pixels.
+    pub patch_size: usize,
+    /// Width of a token, and of the embedding.
+    pub width: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads of a block; `width` is a multiple of it.
+    pub heads: usize,
+    /// Width inside the block's MLP.
+    pub mlp_width: usize,
+    /// LayerNorm's epsilon.
+    pub epsilon: f64,
+}
+
+impl VitConfig {
+    /// ViT-B/16 at 224 px, the image tower of ERNIE-ViL 2.0 Base (ViT).
+    pub fn base() -> Self {
+        Self {
+            image_size: 224,
+            patch_size: 16,
+            width: 768,
+            depth: 12,
+            heads: 12,
+            mlp_width: 3072,
+            epsilon: 1e-6,
+        }
+    }
+
+    /// ViT-L/14 at 224 px, the image tower of ERNIE-ViL 2.0 Large (ViT).
+    pub fn large() -> Self {
+        Self {
+            image_size: 224,
+            patch_size: 14,
+            width: 1024,
+            depth: 24,
+            heads: 16,
+            mlp_width: 4096,
+            epsilon: 1e-6,
+        }
+    }
+
+    /// Patches of one image.
+    pub fn patches(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Tokens of one image: the class token and the patches.
+    pub fn tokens(&self) -> usize {
+        self.patches() + 1
+    }
+
+    /// Values of one patch: three channels of `patch_size` x `patch_size`.
+    pub fn patch_values(&self) -> usize {
+        3 * self.patch_size * self.patch_size
+    }
+
+    /// Width of one attention head.
+    pub fn head_width(&self) -> usize {
+        self.width / self.heads
+    }
+
+    /// Checks every size.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the field, its value and what was expected.
+    pub fn validate(&self) -> Result<()> {
+        size("image.image_size", self.image_size)?;
+        size("image.patch_size", self.patch_size)?;
+        size("image.width", self.width)?;
+        size("image.heads", self.heads)?;
+        size("image.mlp_width", self.mlp_width)?;
+        blocks("image.depth", self.depth)?;
+        epsilon("image.epsilon", self.epsilon)?;
+        if self.image_size > 1 << 13 {
+            return Err(Error::Config(format!(
+                "image.image_size is {}, expected at most 8192",
+                self.image_size
+            )));
+        }
+        multiple("image.image_size", self.image_size, "image.patch_size", self.patch_size)?;
+        multiple("image.width", self.width, "image.heads", self.heads)
+    }
+}
+
+/// The activation inside a text block's feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// The exact GELU, by the error function.
+    Gelu,
+    /// max(x, 0).
+    Relu,
+}
+
+/// The sizes of an ERNIE text encoder ([`crate::towers::TextTower`]).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ErnieConfig {
+    /// Rows of the word table; may be more than the vocabulary has words.
+    pub vocab_size: usize,
+    /// Rows of the position table: the longest caption in tokens.
+    pub max_positions: usize,
+    /// Width of a token, and of the embedding.
+    pub width: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads of a block.
+    pub heads: usize,
+    /// Width of one head's query and key.
+    pub query_head_width: usize,
+    /// Width of one head's value.
+    pub value_head_width: usize,
+    /// Width inside the block's feed-forward layer.
+    pub mlp_width: usize,
+    /// The activation inside the feed-forward layer.
+    pub activation: Activation,
+    /// LayerNorm's epsilon.
+    pub epsilon: f64,
+    /// Rows of the sentence-type table, where the model has one (ERNIE 2.0); row 0 is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentence_types: Option<usize>,
+    /// Rows of the task-type table, where the model has one (ERNIE 2.0); row 0 is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_types: Option<usize>,
+}
+
+impl ErnieConfig {
+    /// ERNIE 3.0 Base, the text tower of ERNIE-ViL 2.0 Base (ViT).
+    pub fn base() -> Self {
+        Self {
+            vocab_size: 40_000,
+            max_positions: 2_048,
+            width: 768,
+            depth: 12,
+            heads: 12,
+            query_head_width: 64,
+            value_head_width: 64,
+            mlp_width: 3072,
+            activation: Activation::Gelu,
+            epsilon: 1e-5,
+            sentence_types: None,
+            task_types: None,
+        }
+    }
+
+    /// ERNIE 3.0 Large, the text tower of ERNIE-ViL 2.0 Large (ViT).
+    pub fn large() -> Self {
+        Self {
+            width: 1024,
+            depth: 24,
+            heads: 16,
+            mlp_width: 4096,
+            ..Self::base()
+        }
+    }
+
+    /// Checks every size.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the field, its value and what was expected.
+    pub fn validate(&self) -> Result<()> {
+        size("text.vocab_size", self.vocab_size)?;
+        size("text.max_positions", self.max_positions)?;
+        size("text.width", self.width)?;
+        size("text.heads", self.heads)?;
+        size("text.query_head_width", self.query_head_width)?;
+        size("text.value_head_width", self.value_head_width)?;
+        size("text.mlp_width", self.mlp_width)?;
+        blocks("text.depth", self.depth)?;
+        epsilon("text.epsilon", self.epsilon)?;
+        size("text.heads * text.query_head_width", self.heads * self.query_head_width)?;
+        size("text.heads * text.value_head_width", self.heads * self.value_head_width)?;
+        size("text.sentence_types", self.sentence_types.unwrap_or(1))?;
+        size("text.task_types", self.task_types.unwrap_or(1))
+    }
+}
+
+/// How an image becomes the tensor that the image tower takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Preprocessing {
+    /// The original's: OpenCV's bilinear resize of the short side, centre crop, ImageNet's mean and
+    /// standard deviation.
+    #[default]
+    #[serde(rename = "ernie-vil-2.0")]
+    Original,
+}
+
+/// A published model whose scores are known, so that they can stand beside measured ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Published {
+    /// `ERNIE_VIL2_BASE_ViT.pdparams`, the weights of the first release.
+    First,
+    /// `OPEN_ERNIE_VIL2_BASE_ViT.pdparams`, the weights of the open release.
+    Open,
+}
+
+/// What a model folder's `config.json` says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Version of this layout; 1.
+    pub format: u32,
+    /// What the model is, in a few words, for people.
+    pub name: String,
+    /// Which published release the weights are, where they are one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<Published>,
+    /// The image tower's sizes.
+    pub image: VitConfig,
+    /// The text tower's sizes.
+    pub text: ErnieConfig,
+    /// How an image is preprocessed.
+    #[serde(default)]
+    pub preprocessing: Preprocessing,
+    /// Tokens of a caption at most, `[CLS]` and `[SEP]` included; longer ones are cut.
+    pub max_text_tokens: usize,
+    /// Fingerprint of the weights: vectors are comparable only where it is the same.
+    pub fingerprint: String,
+}
+
+impl ModelConfig {
+    /// The layout version that this library writes and reads.
+    pub const FORMAT: u32 = 1;
+
+    /// Reads `config.json` and checks it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where it is not JSON of this layout, or where a size is out of range.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let config: Self = serde_json::from_slice(json).map_err(|e| Error::Config(e.to_string()))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The text of `config.json`.
+    pub fn to_json(&self) -> String {
+        let mut json = serde_json::to_string_pretty(self).expect("plain data serialises");
+        json.push('\n');
+        json
+    }
+
+    /// Checks every size.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the field, its value and what was expected.
+    pub fn validate(&self) -> Result<()> {
+        if self.format != Self::FORMAT {
+            return Err(Error::Config(format!(
+                "format is {}, expected {}",
+                self.format,
+                Self::FORMAT
+            )));
+        }
+        self.image.validate()?;
+        self.text.validate()?;
+        if !(2..=self.text.max_positions).contains(&self.max_text_tokens) {
+            return Err(Error::Config(format!(
+                "max_text_tokens is {}, expected 2 to {} (text.max_positions)",
+                self.max_text_tokens, self.text.max_positions
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn size(field: &str, value: usize) -> Result<()> {
+    if (1..=LARGEST_SIZE).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "{field} is {value}, expected 1 to {LARGEST_SIZE}"
+    )))
+}
+
+fn blocks(field: &str, value: usize) -> Result<()> {
+    if (1..=MOST_BLOCKS).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "{field} is {value}, expected 1 to {MOST_BLOCKS}"
+    )))
+}
+
+fn epsilon(field: &str, value: f64) -> Result<()> {
+    if value > 0.0 && value < 1.0 {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "{field} is {value}, expected a number between 0 and 1"
+    )))
+}
+
+fn multiple(field: &str, value: usize, of_field: &str, of: usize) -> Result<()> {
+    if value.is_multiple_of(of) {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "{field} is {value}, expected a multiple of {of_field}, {of}"
+    )))
+}
