@@ -1,0 +1,582 @@
+//! Matrix products with a right-hand side that was packed beforehand.
+
+use std::marker::PhantomData;
+
+use super::buffer::Buffer;
+use super::math;
+use super::simd::{InstructionSet, Simd, dispatch};
+use super::{Shared, for_each, threads};
+
+/// How deep a panel is taken at a time: 384 rows of 32 columns are 48 KiB, which stream from the second
+/// level cache while the matching piece of twelve rows (18 KiB) stays in the first.
+const DEPTH_BLOCK: usize = 384;
+
+/// Rows that one task takes: their piece of the left-hand side stays in the second level cache while
+/// the panels pass by. A multiple of every tile's height.
+const ROW_BLOCK: usize = 192;
+
+/// Rows of a row-major matrix, `stride` floats apart.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pointer: *const f32,
+    /// Number of rows.
+    pub rows: usize,
+    /// Floats of a row.
+    pub width: usize,
+    /// Floats from the start of a row to the start of the next.
+    pub stride: usize,
+    lifetime: PhantomData<&'a [f32]>,
+}
+
+/// Rows of a row-major matrix that are written to, `stride` floats apart.
+pub struct RowsMut<'a> {
+    pointer: *mut f32,
+    /// Number of rows.
+    pub rows: usize,
+    /// Floats of a row.
+    pub width: usize,
+    /// Floats from the start of a row to the start of the next.
+    pub stride: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+fn check_rows(len: usize, rows: usize, width: usize, stride: usize) {
+    assert!(width <= stride || rows <= 1, "rows of {width} floats, {stride} apart, overlap");
+    let needed = match rows {
+        0 => 0,
+        _ => (rows - 1).checked_mul(stride).and_then(|n| n.checked_add(width)).expect("a size in memory"),
+    };
+    assert!(needed <= len, "{rows} rows of {width} floats, {stride} apart, need {needed} floats, got {len}");
+}
+
+impl<'a> Rows<'a> {
+    /// The first `width` of every `stride` floats, `rows` times.
+    ///
+    /// # Panics
+    /// Where `data` is too short or rows overlap.
+    pub fn new(data: &'a [f32], rows: usize, width: usize, stride: usize) -> Self {
+        check_rows(data.len(), rows, width, stride);
+        Self {
+            pointer: data.as_ptr(),
+            rows,
+            width,
+            stride,
+            lifetime: PhantomData,
+        }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const f32 {
+        self.pointer
+    }
+
+    /// Row `i`.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    pub fn row(&self, i: usize) -> &'a [f32] {
+        assert!(i < self.rows);
+        // SAFETY: `new` checked that row `i` lies inside the slice.
+        unsafe { std::slice::from_raw_parts(self.pointer.add(i * self.stride), self.width) }
+    }
+}
+
+impl<'a> RowsMut<'a> {
+    /// The first `width` of every `stride` floats, `rows` times.
+    ///
+    /// # Panics
+    /// Where `data` is too short or rows overlap.
+    pub fn new(data: &'a mut [f32], rows: usize, width: usize, stride: usize) -> Self {
+        check_rows(data.len(), rows, width, stride);
+        Self {
+            pointer: data.as_mut_ptr(),
+            rows,
+            width,
+            stride,
+            lifetime: PhantomData,
+        }
+    }
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.pointer
+    }
+}
+
+/// The right-hand side of a product, [depth, columns], stored so that the kernel reads it from front to
+/// back: in panels of as many columns as a tile has, the last one filled up with zeros.
+#[derive(Clone)]
+pub struct PackedMatrix {
+    data: Buffer,
+    depth: usize,
+    columns: usize,
+    panel: usize,
+}
+
+fn panel_width() -> usize {
+    // Two registers of the instruction set in use.
+    match InstructionSet::detect() {
+        InstructionSet::Avx512 => 32,
+        InstructionSet::Avx2 | InstructionSet::Portable => 16,
+    }
+}
+
+impl PackedMatrix {
+    /// Packs what `copy(row, column, out)` gives: `out.len()` values of `row`, from `column` on.
+    pub fn pack(depth: usize, columns: usize, parallel: bool, copy: impl Fn(usize, usize, &mut [f32]) + Sync + Send) -> Self {
+        let panel = panel_width();
+        let panels = columns.div_ceil(panel);
+        let mut data = Buffer::zeros(panels * panel * depth);
+        let shared = Shared(data.as_mut_ptr());
+        for_each(panels, parallel, |p| {
+            // SAFETY: panel `p` is this task's alone.
+            let out = unsafe { std::slice::from_raw_parts_mut(shared.get().add(p * panel * depth), panel * depth) };
+            let wide = panel.min(columns - p * panel);
+            for (row, out) in out.chunks_exact_mut(panel).enumerate() {
+                copy(row, p * panel, &mut out[..wide]);
+            }
+        });
+        Self {
+            data,
+            depth,
+            columns,
+            panel,
+        }
+    }
+
+    /// Packs a row-major [depth, columns] matrix.
+    ///
+    /// # Panics
+    /// Where `values` is not `depth * columns` long.
+    pub fn from_rows(values: &[f32], depth: usize, columns: usize) -> Self {
+        assert_eq!(values.len(), depth * columns);
+        Self::pack(depth, columns, true, |row, column, out| {
+            let start = row * columns + column;
+            out.copy_from_slice(&values[start..start + out.len()]);
+        })
+    }
+
+    /// Packs the transpose of a row-major [columns, depth] matrix: a product with it gives the inner
+    /// products with its rows.
+    ///
+    /// # Panics
+    /// Where `rows` is not `columns * depth` long.
+    pub fn from_transposed(rows: &[f32], columns: usize, depth: usize) -> Self {
+        assert_eq!(rows.len(), columns * depth);
+        Self::pack(depth, columns, true, |row, column, out| {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = rows[(column + i) * depth + row];
+            }
+        })
+    }
+
+    /// Rows of the matrix: the depth of the product.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Columns of the matrix: the width of the result.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+}
+
+/// What is applied to each value of a product before it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// x / (1 + e^(-1.702 x)).
+    QuickGelu,
+    /// x (1 + erf(x / sqrt 2)) / 2.
+    Gelu,
+    /// max(x, 0).
+    Relu,
+}
+
+/// A linear layer: y = x W + b with W of [inputs, outputs].
+#[derive(Clone)]
+pub struct Linear {
+    /// W.
+    pub weight: PackedMatrix,
+    /// b; empty where the layer has none.
+    pub bias: Vec<f32>,
+}
+
+/// output = activation(input W + b), or, with `accumulate`, activation(output + input W + b).
+///
+/// # Panics
+/// Where the shapes do not fit.
+pub fn linear(
+    input: Rows<'_>,
+    layer: &Linear,
+    output: &mut RowsMut<'_>,
+    activation: Activation,
+    accumulate: bool,
+    parallel: bool,
+) {
+    let weight = &layer.weight;
+    assert_eq!(input.width, weight.depth, "the product's depth");
+    assert_eq!((output.rows, output.width), (input.rows, weight.columns), "the product's shape");
+    assert!(layer.bias.is_empty() || layer.bias.len() == weight.columns, "one bias a column");
+    let bias = match layer.bias.as_slice() {
+        [] => std::ptr::null(),
+        bias => bias.as_ptr(),
+    };
+    let panels = weight.columns.div_ceil(weight.panel);
+    let row_blocks = input.rows.div_ceil(ROW_BLOCK);
+    // Enough tasks that threads which started late or run slowly are made up for by the others.
+    let column_blocks = match parallel {
+        true => (threads() * 4).div_ceil(row_blocks.max(1)).min(panels),
+        false => 1,
+    };
+    let (from, to) = (Shared(input.pointer.cast_mut()), Shared(output.pointer));
+    let (bias, packed) = (Shared(bias.cast_mut()), Shared(weight.data.as_ptr().cast_mut()));
+    for_each(row_blocks * column_blocks, parallel, |task| {
+        let (row_block, column_block) = (task / column_blocks, task % column_blocks);
+        let row = row_block * ROW_BLOCK;
+        let first = column_block * panels / column_blocks;
+        let end = (column_block + 1) * panels / column_blocks;
+        let column = first * weight.panel;
+        let columns = (end * weight.panel).min(weight.columns) - column;
+        // SAFETY: the shapes were checked above; each task writes its own rows and columns of the output.
+        unsafe {
+            let bias = match bias.get().is_null() {
+                true => std::ptr::null(),
+                false => bias.get().add(column).cast_const(),
+            };
+            product(&Product {
+                input: from.get().add(row * input.stride),
+                input_stride: input.stride,
+                rows: ROW_BLOCK.min(input.rows - row),
+                packed: packed.get().add(column * weight.depth),
+                depth: weight.depth,
+                columns,
+                bias,
+                output: to.get().add(row * output.stride + column),
+                output_stride: output.stride,
+                activation,
+                accumulate,
+            });
+        }
+    });
+}
+
+/// out [rows, columns] = a [rows, depth] times b.
+///
+/// # Panics
+/// Where the lengths do not fit the shapes.
+pub fn matmul(a: &[f32], rows: usize, b: &PackedMatrix, out: &mut [f32], parallel: bool) {
+    let depth = b.depth;
+    let (_, columns) = (assert_eq!(a.len(), rows * depth), b.columns);
+    assert_eq!(out.len(), rows * columns);
+    // Rows a power of two apart fall into the same few cache sets: copy them apart.
+    let stride = depth + 16;
+    let blocks = rows.div_ceil(ROW_BLOCK);
+    let shared = Shared(out.as_mut_ptr());
+    for_each(blocks, parallel, |block| {
+        let first = block * ROW_BLOCK;
+        let some = ROW_BLOCK.min(rows - first);
+        let mut spread = Buffer::zeros(some * stride);
+        for (row, values) in spread.chunks_exact_mut(stride).enumerate() {
+            values[..depth].copy_from_slice(&a[(first + row) * depth..][..depth]);
+        }
+        // SAFETY: the lengths were checked above; each task writes its own rows.
+        unsafe {
+            product(&Product {
+                input: spread.as_ptr(),
+                input_stride: stride,
+                rows: some,
+                packed: b.data.as_ptr(),
+                depth,
+                columns,
+                bias: std::ptr::null(),
+                output: shared.get().add(first * columns),
+                output_stride: columns,
+                activation: Activation::None,
+                accumulate: false,
+            });
+        }
+    });
+}
+
+/// One thread's product. `packed` points to panels of `depth` rows.
+pub(super) struct Product {
+    pub input: *const f32,
+    pub input_stride: usize,
+    pub rows: usize,
+    pub packed: *const f32,
+    pub depth: usize,
+    pub columns: usize,
+    /// Null where there is none.
+    pub bias: *const f32,
+    pub output: *mut f32,
+    pub output_stride: usize,
+    pub activation: Activation,
+    pub accumulate: bool,
+}
+
+dispatch! {
+    /// # Safety
+    /// Every pointer of `p` must be valid for the shape that `p` states.
+    pub(super) unsafe fn product(p: &Product) = product_with
+}
+
+/// # Safety
+/// As [`product`], and the processor must have the instruction set of `S`.
+#[inline(always)]
+pub(super) unsafe fn product_with<S: Simd>(p: &Product) {
+    let panel = 2 * S::LANES;
+    let mut start = 0;
+    loop {
+        let depth = DEPTH_BLOCK.min(p.depth - start);
+        let is_first = start == 0;
+        let is_last = start + depth == p.depth;
+        for column in (0..p.columns).step_by(panel) {
+            // SAFETY: `start < p.depth`, `column < p.columns`, and the caller vouches for the pointers.
+            unsafe {
+                let packed = p.packed.add(column * p.depth + start * panel);
+                let bias = match is_first && !p.bias.is_null() {
+                    true => p.bias.add(column),
+                    false => std::ptr::null(),
+                };
+                let tile = Tile {
+                    input_stride: p.input_stride,
+                    packed,
+                    depth,
+                    columns: panel.min(p.columns - column),
+                    bias,
+                    output_stride: p.output_stride,
+                    activation: if is_last { p.activation } else { Activation::None },
+                    accumulate: p.accumulate || !is_first,
+                };
+                let mut row = 0;
+                while row < p.rows {
+                    let rows = tile_height::<S>().min(p.rows - row);
+                    let input = p.input.add(row * p.input_stride + start);
+                    let output = p.output.add(row * p.output_stride + column);
+                    match rows {
+                        1 => tile.run::<S, 1>(input, output),
+                        2 => tile.run::<S, 2>(input, output),
+                        3 => tile.run::<S, 3>(input, output),
+                        4 => tile.run::<S, 4>(input, output),
+                        5 => tile.run::<S, 5>(input, output),
+                        6 => tile.run::<S, 6>(input, output),
+                        7 => tile.run::<S, 7>(input, output),
+                        8 => tile.run::<S, 8>(input, output),
+                        9 => tile.run::<S, 9>(input, output),
+                        10 => tile.run::<S, 10>(input, output),
+                        11 => tile.run::<S, 11>(input, output),
+                        _ => tile.run::<S, 12>(input, output),
+                    }
+                    row += rows;
+                }
+            }
+        }
+        start += depth;
+        if start >= p.depth {
+            break;
+        }
+    }
+}
+
+/// Rows of a tile: with two registers a row, as many as leave room for the panel's two registers and
+/// one value of the input.
+const fn tile_height<S: Simd>() -> usize {
+    match S::LANES {
+        16 => 12,
+        _ => 6,
+    }
+}
+
+/// What is the same for all tiles down a panel.
+struct Tile {
+    input_stride: usize,
+    packed: *const f32,
+    depth: usize,
+    columns: usize,
+    bias: *const f32,
+    output_stride: usize,
+    activation: Activation,
+    accumulate: bool,
+}
+
+impl Tile {
+    /// M rows by two registers of columns, held in registers while the depth passes.
+    #[inline(always)]
+    unsafe fn run<S: Simd, const M: usize>(&self, input: *const f32, output: *mut f32) {
+        if M > tile_height::<S>() {
+            // Known when compiled: no code comes of the taller tiles.
+            return;
+        }
+        let lanes = S::LANES;
+        let is_whole = self.columns == 2 * lanes;
+        unsafe {
+            let mut sums = [[S::splat(0.0); 2]; M];
+            if !self.bias.is_null() {
+                let bias = match is_whole {
+                    true => [S::load(self.bias), S::load(self.bias.add(lanes))],
+                    false => self.load_some::<S>(self.bias),
+                };
+                sums = [bias; M];
+            }
+            if self.accumulate {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let at = output.add(i * self.output_stride);
+                    let old = match is_whole {
+                        true => [S::load(at), S::load(at.add(lanes))],
+                        false => self.load_some::<S>(at),
+                    };
+                    *sum = [S::add(sum[0], old[0]), S::add(sum[1], old[1])];
+                }
+            }
+            let mut packed = self.packed;
+            for k in 0..self.depth {
+                let right = [S::load(packed), S::load(packed.add(lanes))];
+                packed = packed.add(2 * lanes);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let left = S::splat(*input.add(i * self.input_stride + k));
+                    sum[0] = S::mul_add(left, right[0], sum[0]);
+                    sum[1] = S::mul_add(left, right[1], sum[1]);
+                }
+            }
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let at = output.add(i * self.output_stride);
+                if self.columns >= lanes {
+                    S::store(at, sum[0]);
+                    match is_whole {
+                        true => S::store(at.add(lanes), sum[1]),
+                        false => S::store_first(at.add(lanes), sum[1], self.columns - lanes),
+                    }
+                } else {
+                    S::store_first(at, sum[0], self.columns);
+                }
+            }
+            // Applied to what was just stored: it is still in the first level cache, and all registers are
+            // free for it.
+            match self.activation {
+                Activation::None => {}
+                Activation::QuickGelu => self.activate::<S, M>(output, |v| math::quick_gelu::<S>(v)),
+                Activation::Gelu => self.activate::<S, M>(output, |v| math::gelu::<S>(v)),
+                Activation::Relu => self.activate::<S, M>(output, |v| S::max(S::splat(0.0), v)),
+            }
+        }
+    }
+
+    /// Two registers of which only `self.columns` values may be read.
+    #[inline(always)]
+    unsafe fn load_some<S: Simd>(&self, from: *const f32) -> [S::V; 2] {
+        let lanes = S::LANES;
+        unsafe {
+            match self.columns >= lanes {
+                true => [S::load(from), S::load_first(from.add(lanes), self.columns - lanes)],
+                false => [S::load_first(from, self.columns), S::splat(0.0)],
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn activate<S: Simd, const M: usize>(&self, output: *mut f32, f: impl Fn(S::V) -> S::V) {
+        for i in 0..M {
+            for column in (0..self.columns).step_by(S::LANES) {
+                unsafe {
+                    let at = output.add(i * self.output_stride + column);
+                    match self.columns - column {
+                        n if n >= S::LANES => S::store(at, f(S::load(at))),
+                        n => S::store_first(at, f(S::load_first(at, n)), n),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(n: usize, seed: &mut u32) -> Vec<f32> {
+        (0..n)
+            .map(|_| {
+                *seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (*seed >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn linear_agrees_with_f64_for_odd_shapes() {
+        let mut seed = 7;
+        for (rows, depth, columns) in [(1, 1, 1), (5, 3, 7), (12, 385, 33), (13, 768, 64), (200, 40, 31), (30, 800, 17)] {
+            let a = random(rows * (depth + 3), &mut seed);
+            let w = random(depth * columns, &mut seed);
+            let bias = random(columns, &mut seed);
+            let old = random(rows * (columns + 5), &mut seed);
+            let layer = Linear {
+                weight: PackedMatrix::from_rows(&w, depth, columns),
+                bias: bias.clone(),
+            };
+            for (activation, accumulate, parallel) in [
+                (Activation::None, false, true),
+                (Activation::Relu, false, false),
+                (Activation::None, true, true),
+                (Activation::Gelu, false, true),
+                (Activation::QuickGelu, true, false),
+            ] {
+                let mut out = old.clone();
+                linear(
+                    Rows::new(&a, rows, depth, depth + 3),
+                    &layer,
+                    &mut RowsMut::new(&mut out, rows, columns, columns + 5),
+                    activation,
+                    accumulate,
+                    parallel,
+                );
+                for r in 0..rows {
+                    for c in 0..columns {
+                        let mut x = f64::from(bias[c]);
+                        if accumulate {
+                            x += f64::from(old[r * (columns + 5) + c]);
+                        }
+                        for k in 0..depth {
+                            x += f64::from(a[r * (depth + 3) + k]) * f64::from(w[k * columns + c]);
+                        }
+                        let y = f64::from(out[r * (columns + 5) + c]);
+                        match activation {
+                            Activation::None => assert!((y - x).abs() < 5e-5, "{y} instead of {x}"),
+                            Activation::Relu => assert!((y - x.max(0.0)).abs() < 5e-5),
+                            Activation::QuickGelu => assert!((y - x / (1.0 + (-1.702 * x).exp())).abs() < 5e-5),
+                            // The exact values are checked in `math`; here that it was applied at all.
+                            Activation::Gelu => assert!((y - x / (1.0 + (-1.702 * x).exp())).abs() < 0.03),
+                        }
+                    }
+                    let beside = r * (columns + 5) + columns..(r + 1) * (columns + 5);
+                    assert_eq!(out[beside.clone()], old[beside], "values beside the rows stay");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_does_not_depend_on_its_neighbours() {
+        let mut seed = 3;
+        let (rows, depth, columns) = (31, 500, 70);
+        let a = random(rows * depth, &mut seed);
+        let b = random(columns * depth, &mut seed);
+        let packed = PackedMatrix::from_transposed(&b, columns, depth);
+        let mut all = vec![0.0; rows * columns];
+        matmul(&a, rows, &packed, &mut all, true);
+        for r in 0..rows {
+            for c in [0, 15, 16, 33, 69] {
+                let packed = PackedMatrix::from_transposed(&b[c * depth..(c + 1) * depth], 1, depth);
+                let mut one = [0.0];
+                matmul(&a[r * depth..(r + 1) * depth], 1, &packed, &mut one, false);
+                assert_eq!(one[0], all[r * columns + c]);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "need 20 floats")]
+    fn rows_that_do_not_fit_are_refused() {
+        Rows::new(&[0.0; 19], 4, 5, 5);
+    }
+}
