@@ -213,6 +213,18 @@ pub enum Published {
     Open,
 }
 
+/// A file that a model was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSource {
+    /// Its name, or the address it was fetched from.
+    pub file: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// SHA-256 of its bytes, as 64 lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
 /// What a model folder's `config.json` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -235,6 +247,9 @@ pub struct ModelConfig {
     pub max_text_tokens: usize,
     /// Fingerprint of the weights: vectors are comparable only where it is the same.
     pub fingerprint: String,
+    /// The files that the model was made from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<ModelSource>,
 }
 
 impl ModelConfig {

@@ -1,5 +1,24 @@
-//! ERNIE-ViL 2.0
+//! ERNIE-ViL 2.0, Baidu's Chinese image-text dual encoder, on Burn.
+//!
+//! Captions and images become vectors of one space, whose inner products rank them for each other. The
+//! modules follow the data: [`pairs`] are read; a caption goes through [`text`] to ids and an image through
+//! [`image`] to pixels; the [`towers`], loaded from [`weights`], turn both into [`vectors`]; an [`index`]
+//! searches them, and [`recall`] scores them.
+//!
+//! The library does no I/O and starts no thread: bytes and slices come in, values go out.
+#![warn(missing_docs)]
+
 mod config;
 mod error;
+pub mod image;
+pub mod index;
+pub mod kernels;
+pub mod pairs;
+pub mod recall;
+pub mod text;
+pub mod towers;
+pub mod vectors;
+pub mod weights;
+
 pub use config::*;
 pub use error::{Error, Result};

@@ -11,9 +11,16 @@ use super::{Shared, for_each, threads};
 /// level cache while the matching piece of twelve rows (18 KiB) stays in the first.
 const DEPTH_BLOCK: usize = 384;
 
-/// Rows that one task takes: their piece of the left-hand side stays in the second level cache while
-/// the panels pass by. A multiple of every tile's height.
-const ROW_BLOCK: usize = 192;
+/// Rows that one task takes at most: their piece of the left-hand side stays in the second level cache
+/// while the panels pass by. A multiple of every tile's height.
+const ROW_BLOCK: usize = 240;
+
+/// The height of the blocks that `rows` are cut into: equal ones, each of whole tiles, so that no short
+/// block is left over for which all panels would pass by once more.
+pub(crate) fn row_block(rows: usize) -> usize {
+    let blocks = rows.div_ceil(ROW_BLOCK).max(1);
+    rows.div_ceil(blocks).next_multiple_of(12)
+}
 
 /// Rows of a row-major matrix, `stride` floats apart.
 #[derive(Clone, Copy)]
@@ -222,7 +229,8 @@ pub fn linear(
         bias => bias.as_ptr(),
     };
     let panels = weight.columns.div_ceil(weight.panel);
-    let row_blocks = input.rows.div_ceil(ROW_BLOCK);
+    let block_rows = row_block(input.rows);
+    let row_blocks = input.rows.div_ceil(block_rows);
     // Enough tasks that threads which started late or run slowly are made up for by the others.
     let column_blocks = match parallel {
         true => (threads() * 4).div_ceil(row_blocks.max(1)).min(panels),
@@ -232,7 +240,7 @@ pub fn linear(
     let (bias, packed) = (Shared(bias.cast_mut()), Shared(weight.data.as_ptr().cast_mut()));
     for_each(row_blocks * column_blocks, parallel, |task| {
         let (row_block, column_block) = (task / column_blocks, task % column_blocks);
-        let row = row_block * ROW_BLOCK;
+        let row = row_block * block_rows;
         let first = column_block * panels / column_blocks;
         let end = (column_block + 1) * panels / column_blocks;
         let column = first * weight.panel;
@@ -246,7 +254,7 @@ pub fn linear(
             product(&Product {
                 input: from.get().add(row * input.stride),
                 input_stride: input.stride,
-                rows: ROW_BLOCK.min(input.rows - row),
+                rows: block_rows.min(input.rows - row),
                 packed: packed.get().add(column * weight.depth),
                 depth: weight.depth,
                 columns,
@@ -265,16 +273,17 @@ pub fn linear(
 /// # Panics
 /// Where the lengths do not fit the shapes.
 pub fn matmul(a: &[f32], rows: usize, b: &PackedMatrix, out: &mut [f32], parallel: bool) {
-    let depth = b.depth;
-    let (_, columns) = (assert_eq!(a.len(), rows * depth), b.columns);
+    let (depth, columns) = (b.depth, b.columns);
+    assert_eq!(a.len(), rows * depth);
     assert_eq!(out.len(), rows * columns);
     // Rows a power of two apart fall into the same few cache sets: copy them apart.
     let stride = depth + 16;
-    let blocks = rows.div_ceil(ROW_BLOCK);
+    let block_rows = row_block(rows);
+    let blocks = rows.div_ceil(block_rows);
     let shared = Shared(out.as_mut_ptr());
     for_each(blocks, parallel, |block| {
-        let first = block * ROW_BLOCK;
-        let some = ROW_BLOCK.min(rows - first);
+        let first = block * block_rows;
+        let some = block_rows.min(rows - first);
         let mut spread = Buffer::zeros(some * stride);
         for (row, values) in spread.chunks_exact_mut(stride).enumerate() {
             values[..depth].copy_from_slice(&a[(first + row) * depth..][..depth]);

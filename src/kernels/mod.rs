@@ -18,7 +18,8 @@ mod simd;
 pub use attention::{AttentionShape, Sequence, attention};
 pub use buffer::Buffer;
 pub use matmul::{Activation, Linear, PackedMatrix, Rows, RowsMut, linear, matmul};
-pub use norm::{LayerNorm, l2_normalise};
+pub(crate) use matmul::row_block;
+pub use norm::LayerNorm;
 pub use simd::InstructionSet;
 
 /// Runs `task(0)` to `task(count - 1)`, on all threads of the current pool where `parallel` says so and
@@ -32,6 +33,23 @@ pub(crate) fn for_each(count: usize, parallel: bool, task: impl Fn(usize) + Sync
     }
     let _ = parallel;
     (0..count).for_each(task);
+}
+
+/// Runs `task` on each whole chunk of `length` values, on all threads of the current pool.
+pub(crate) fn for_each_chunk(data: &mut [f32], length: usize, task: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    if data.is_empty() {
+        return;
+    }
+    #[cfg(feature = "rayon")]
+    {
+        use rayon::prelude::*;
+        let chunks = data.par_chunks_exact_mut(length).enumerate();
+        chunks.with_max_len(1).for_each(|(i, chunk)| task(i, chunk));
+    }
+    #[cfg(not(feature = "rayon"))]
+    for (i, chunk) in data.chunks_exact_mut(length).enumerate() {
+        task(i, chunk);
+    }
 }
 
 /// Threads that [`for_each`] can use.

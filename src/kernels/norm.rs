@@ -2,6 +2,7 @@
 
 use super::matmul::{Rows, RowsMut};
 use super::simd::{Simd, dispatch};
+use super::{Shared, for_each};
 
 /// LayerNorm over the last dimension: (x - mean) / sqrt(variance + epsilon) * scale + shift, with the
 /// biased variance, taken around the mean (not as a difference of squares, which cancels in `f32`).
@@ -20,31 +21,42 @@ impl LayerNorm {
     ///
     /// # Panics
     /// Where the shapes differ.
-    pub fn forward(&self, input: Rows<'_>, output: &mut RowsMut<'_>) {
-        assert_eq!(input.width, self.scale.len());
+    pub fn forward(&self, input: Rows<'_>, output: &mut RowsMut<'_>, parallel: bool) {
         assert_eq!((input.rows, input.width), (output.rows, output.width));
-        // SAFETY: both hold `rows` rows of `width` floats `stride` apart, which `Rows` has checked.
-        unsafe {
-            layer_norm(
-                input.as_ptr(),
-                input.stride,
-                output.as_mut_ptr(),
-                output.stride,
-                input.rows,
-                self,
-            )
-        }
+        let from = (Shared(input.as_ptr().cast_mut()), input.stride);
+        let to = (Shared(output.as_mut_ptr()), output.stride);
+        self.run(from, to, input.rows, input.width, parallel);
     }
 
     /// Normalises each row where it stands.
     ///
     /// # Panics
     /// Where the width differs.
-    pub fn in_place(&self, rows: &mut RowsMut<'_>) {
-        assert_eq!(rows.width, self.scale.len());
-        let pointer = rows.as_mut_ptr();
-        // SAFETY: a row is read whole before its values are written, each from what was at its place.
-        unsafe { layer_norm(pointer, rows.stride, pointer, rows.stride, rows.rows, self) }
+    pub fn in_place(&self, rows: &mut RowsMut<'_>, parallel: bool) {
+        let at = (Shared(rows.as_mut_ptr()), rows.stride);
+        self.run(at, at, rows.rows, rows.width, parallel);
+    }
+
+    /// `from` and `to` may be the same rows: each value is written from what was at its place, after the
+    /// row's mean and variance were taken.
+    fn run(&self, from: (Shared, usize), to: (Shared, usize), rows: usize, width: usize, parallel: bool) {
+        /// Rows of one task.
+        const BLOCK: usize = 32;
+        assert!(width == self.scale.len() && width == self.shift.len());
+        for_each(rows.div_ceil(BLOCK), parallel, |block| {
+            let first = block * BLOCK;
+            // SAFETY: the caller's `Rows` hold `rows` rows of `width` floats; each task has rows of its own.
+            unsafe {
+                layer_norm(
+                    from.0.get().add(first * from.1),
+                    from.1,
+                    to.0.get().add(first * to.1),
+                    to.1,
+                    BLOCK.min(rows - first),
+                    self,
+                )
+            }
+        });
     }
 }
 
@@ -116,22 +128,6 @@ unsafe fn layer_norm_rows<S: Simd>(
                 );
                 S::store_first(y.add(whole), a, rest);
             }
-        }
-    }
-}
-
-/// Divides a vector by its Euclidean length, which is taken in `f64`; a length of 0 leaves it as it is.
-///
-/// ```
-/// let mut v = [3.0, 4.0];
-/// ernie_vil::kernels::l2_normalise(&mut v);
-/// assert_eq!(v, [0.6, 0.8]);
-/// ```
-pub fn l2_normalise(vector: &mut [f32]) {
-    let length = vector.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    if length > 0.0 {
-        for x in vector {
-            *x = (f64::from(*x) / length) as f32;
         }
     }
 }

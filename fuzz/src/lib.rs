@@ -1,0 +1,263 @@
+//! What each fuzz target does with its bytes: one function a target, of the same name.
+//!
+//! A target panics or aborts where the library breaks a promise. All of them hold it to these two:
+//! whatever the bytes, it returns, and it never takes more memory than a stated multiple of their
+//! number and a constant. What else a target checks its function says.
+
+mod memory;
+
+use std::sync::OnceLock;
+
+use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
+use ernie_vil::index::EmbeddingIndex;
+use ernie_vil::pairs::{PairReader, Position, count_rows};
+use ernie_vil::text::{Tokenizer, Vocabulary};
+use ernie_vil::vectors::{Embeddings, NpyWriter, OutWriter, read_npy, read_out, read_safetensors};
+use ernie_vil::weights::{
+    Checkpoint, Manifest, SafetensorsFile, TensorSource, text_config_from_original, vision_config_from_original,
+};
+use ernie_vil::ModelConfig;
+use memory::at_most;
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// Base64 of an image: three bytes of four characters at most.
+pub fn base64(bytes: &[u8]) {
+    let decoded = at_most(2 * bytes.len() + KIB, || decode_base64(bytes));
+    if let Ok(decoded) = decoded {
+        assert!(decoded.len() <= bytes.len() / 4 * 3 + 3);
+    }
+}
+
+/// A caption: however long, its row has as many ids as it should, and a cut caption is a start of the
+/// whole one.
+pub fn caption(bytes: &[u8]) {
+    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+    let tokenizer = TOKENIZER.get_or_init(|| {
+        let vocabulary = include_bytes!("../../tests/goldens/vocab_tiny.txt");
+        Tokenizer::new(Vocabulary::parse(vocabulary).unwrap()).unwrap()
+    });
+    let text = String::from_utf8_lossy(bytes);
+    at_most(256 * text.len() + 64 * KIB, || {
+        let ids = tokenizer.ids(&text);
+        assert_eq!(tokenizer.tokens(&text).len(), ids.len());
+        assert!(ids.iter().all(|&id| (id as usize) < tokenizer.rows()));
+        for most in [2, 3, 48] {
+            let cut = tokenizer.encode(&text, most).unwrap();
+            let kept = ids.len().min(most - 2);
+            assert_eq!(cut[1..cut.len() - 1], ids[..kept]);
+            assert_eq!(tokenizer.row(&text, most).unwrap().len(), most);
+        }
+    });
+}
+
+/// The configuration files, all read from the same bytes; what is written is read back.
+pub fn config(bytes: &[u8]) {
+    at_most(64 * bytes.len() + 64 * KIB, || {
+        if let Ok(config) = ModelConfig::from_json(bytes) {
+            config.validate().unwrap();
+            let again = ModelConfig::from_json(config.to_json().as_bytes()).unwrap();
+            assert_eq!(again, config);
+        }
+        if let Ok(manifest) = Manifest::from_json(bytes) {
+            let again = Manifest::from_json(manifest.to_json().as_bytes()).unwrap();
+            assert_eq!(again, manifest);
+        }
+        if let Ok(config) = text_config_from_original(bytes) {
+            config.validate().unwrap();
+        }
+        if let Ok(config) = vision_config_from_original(bytes) {
+            config.validate().unwrap();
+        }
+    });
+}
+
+/// An encoded image: pixels within the limit, and a crop of the size asked for.
+pub fn image(bytes: &[u8]) {
+    let limits = Limits {
+        max_bytes: MIB,
+        max_pixels: 1 << 18,
+    };
+    // 16 bytes a pixel are promised, of blocks that reach beyond the edge too, and of a large side
+    // that can be many.
+    let bound = 16 * (limits.max_pixels as usize) + 4 * bytes.len() + 32 * MIB;
+    let Ok(pixels) = at_most(bound, || decode(bytes, &limits)) else {
+        return;
+    };
+    assert!(u64::from(pixels.width()) * u64::from(pixels.height()) <= limits.max_pixels);
+    at_most(MIB, || {
+        let preprocessor = Preprocessor::new(32);
+        let mut values = vec![f32::NAN; preprocessor.values()];
+        preprocessor.tensor_into(&preprocessor.crop(&pixels), &mut values);
+        assert!(values.iter().all(|value| value.is_finite()));
+    });
+}
+
+/// An index: the bytes as a file, and as instructions to build one, which is saved and loaded.
+pub fn index(bytes: &[u8]) {
+    at_most(64 * bytes.len() + 64 * KIB, || {
+        let _ = EmbeddingIndex::load(bytes);
+    });
+    // A file's checksum keeps changed bytes out, so what lies behind it is reached from inside.
+    let Some((&dimensions, instructions)) = bytes.split_first() else {
+        return;
+    };
+    let dimensions = usize::from(dimensions % 5) + 1;
+    let mut index = EmbeddingIndex::new(dimensions, "fuzz");
+    for instruction in instructions.chunks_exact(dimensions + 1) {
+        let (id, vector) = (instruction[0] >> 1, &instruction[1..]);
+        let id = format!("\u{1}\"{id}");
+        if instruction[0] & 1 == 0 {
+            let there = index.get(&id).is_some();
+            assert_eq!(index.remove(&id), there);
+        } else {
+            let vector: Vec<f32> = vector.iter().map(|&byte| f32::from(byte as i8)).collect();
+            let replaced = index.get(&id).is_some();
+            match index.add(id.clone(), &vector) {
+                Ok(found) => {
+                    assert_eq!(found, replaced);
+                    assert_eq!(index.get(&id), Some(vector.as_slice()));
+                    // The vector with itself, unless a longer one has a higher score.
+                    let own: f32 = vector.iter().map(|value| value * value).sum();
+                    assert!(index.search(&vector, 1).unwrap()[0].score >= own);
+                }
+                Err(_) => assert!(vector.iter().all(|&value| value == 0.0)),
+            }
+        }
+    }
+    let mut file = Vec::new();
+    index.save(&mut file).unwrap();
+    let loaded = at_most(64 * file.len() + 64 * KIB, || EmbeddingIndex::load(&file)).unwrap();
+    assert_eq!(loaded.ids(), index.ids());
+    for id in index.ids() {
+        assert_eq!(loaded.get(id), index.get(id));
+    }
+}
+
+/// A NumPy file of embeddings; what was read is written and read again.
+pub fn npy(bytes: &[u8]) {
+    at_most(16 * bytes.len() + 64 * KIB, || {
+        if let Ok(read) = read_npy(bytes)
+            && read.dimensions() > 0
+        {
+            let mut writer = NpyWriter::new(Vec::new(), read.rows(), read.dimensions()).unwrap();
+            read.iter().for_each(|row| writer.write(row).unwrap());
+            let again = read_npy(&writer.finish().unwrap()).unwrap();
+            assert_eq!(bits(&again), bits(&read));
+        }
+    });
+}
+
+/// The original's embedding file; what was read is written and read again.
+pub fn out(bytes: &[u8]) {
+    let Ok(read) = at_most(64 * bytes.len() + 64 * KIB, || read_out(bytes)) else {
+        return;
+    };
+    let mut writer = OutWriter::new(Vec::new());
+    for (text, image) in read.text.iter().zip(&read.image) {
+        writer.write(text, image).unwrap();
+    }
+    let again = read_out(writer.finish().unwrap().as_slice()).unwrap();
+    assert_eq!(bits(&again.text), bits(&read.text));
+    assert_eq!(bits(&again.image), bits(&read.image));
+}
+
+/// Caption-image pairs: read as a whole and from a source that hands out few bytes at a time, with
+/// the same rows, and gone on with from every place in between.
+pub fn pairs(bytes: &[u8]) {
+    at_most(64 * bytes.len() + 64 * KIB, || {
+        let mut reader = PairReader::new(bytes);
+        let mut slow = PairReader::new(std::io::BufReader::with_capacity(3, bytes));
+        let mut rows = 0;
+        loop {
+            let position = reader.position();
+            let row = reader.next();
+            assert_eq!(slow.next(), row);
+            // From here on, where the file is small enough to do so for each row.
+            if bytes.len() <= KIB {
+                let rest = &bytes[position.offset as usize..];
+                assert_eq!(PairReader::resume(rest, position).next(), row);
+            }
+            let Some(row) = row else { break };
+            rows += 1;
+            if let Ok(pair) = row {
+                assert_eq!((pair.line, pair.offset), (position.line(), position.offset));
+            }
+        }
+        assert_eq!(count_rows(bytes).unwrap(), rows);
+        let end = Position {
+            rows,
+            offset: bytes.len() as u64,
+        };
+        assert_eq!(reader.position(), end);
+        assert_eq!(PairReader::new(bytes).skip_rows(u64::MAX).unwrap(), rows);
+    });
+    at_most(4 * KIB, || {
+        for row in PairReader::new(bytes).with_max_line_bytes(64) {
+            assert!(row.is_err() || row.is_ok_and(|pair| pair.image.len() <= 64));
+        }
+    });
+}
+
+/// A parameter file: all of its tensors are as long as their shapes say.
+pub fn pickle(bytes: &[u8]) {
+    at_most(512 * bytes.len() + 64 * KIB, || {
+        if let Ok(checkpoint) = Checkpoint::parse(bytes) {
+            tensors(&checkpoint);
+        }
+    });
+}
+
+/// A safetensors file, read as weights and as embeddings, which have as many rows as there are ids.
+pub fn safetensors(bytes: &[u8]) {
+    at_most(64 * bytes.len() + 64 * KIB, || {
+        if let Ok(file) = SafetensorsFile::parse(bytes) {
+            tensors(&file);
+        }
+    });
+    at_most(64 * bytes.len() + 64 * KIB, || {
+        if let Ok(file) = read_safetensors(bytes) {
+            let ids = file.ids.as_ref().map(Vec::len);
+            for side in [file.text, file.image].into_iter().flatten() {
+                assert_eq!(side.iter().count(), side.rows());
+                assert!(ids.is_none_or(|ids| ids == side.rows()));
+            }
+        }
+    });
+}
+
+/// A vocabulary, and where it has the special tokens, a tokeniser over it.
+pub fn vocabulary(bytes: &[u8]) {
+    at_most(256 * bytes.len() + 64 * KIB, || {
+        let Ok(vocabulary) = Vocabulary::parse(bytes) else {
+            return;
+        };
+        assert_eq!(vocabulary.entries().count(), vocabulary.len());
+        let known: Vec<String> = vocabulary.entries().map(|(token, _)| token.to_owned()).collect();
+        if let Ok(tokenizer) = Tokenizer::new(vocabulary) {
+            for token in known {
+                assert!(tokenizer.ids(&token).iter().all(|&id| (id as usize) < tokenizer.rows()));
+            }
+        }
+    });
+}
+
+/// Reads every tensor.
+fn tensors(source: &dyn TensorSource) {
+    let names = source.names();
+    assert!(names.is_sorted());
+    for name in names {
+        let values: Option<usize> = source.shape(&name).unwrap().iter().copied().reduce(usize::saturating_mul);
+        if let Ok(data) = source.read(&name) {
+            assert_eq!(data.len(), values.unwrap_or(1));
+        }
+    }
+}
+
+/// The sizes and the values of embeddings, in a form in which not-a-number is equal to itself.
+fn bits(embeddings: &Embeddings) -> (usize, usize, Vec<u32>) {
+    let bits = |value: &f32| if value.is_nan() { u32::MAX } else { value.to_bits() };
+    let values = embeddings.data().iter().map(bits);
+    (embeddings.rows(), embeddings.dimensions(), values.collect())
+}

@@ -1,0 +1,283 @@
+//! A file that appears under its name only when it is complete.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+/// A file being written beside its target, as `<target>.part`, and renamed when it is complete.
+///
+/// Dropped before [`commit`](Self::commit) it is removed, unless [`keep`](Self::keep) was called.
+/// One process at a time can hold it, by a lock on the file. Reads and writes go straight to the
+/// file: wrap it in a [`io::BufWriter`] where pieces are small.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: File,
+    part: PathBuf,
+    target: PathBuf,
+    keep: bool,
+}
+
+impl AtomicFile {
+    /// Starts an empty file, together with the folders it is to lie in.
+    pub fn create(target: &Path) -> Result<Self> {
+        let file = Self::resume(target)?;
+        file.truncate(0)?;
+        Ok(file)
+    }
+
+    /// Opens what an earlier run left, or an empty file where there is nothing, at its start.
+    pub fn resume(target: &Path) -> Result<Self> {
+        let target = follow(target)?;
+        if let Some(folder) = target.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        let part = beside(&target, ".part");
+        let file = open_locked(&part)?;
+        Ok(Self {
+            file,
+            part,
+            target,
+            keep: false,
+        })
+    }
+
+    /// Says whether the unfinished file stays when this is dropped, to be resumed.
+    pub fn keep(&mut self, keep: bool) {
+        self.keep = keep;
+    }
+
+    /// Bytes that the unfinished file has.
+    pub fn len(&self) -> Result<u64> {
+        let metadata = self.file.metadata();
+        Ok(metadata.with_context(|| self.part.display().to_string())?.len())
+    }
+
+    /// Cuts the unfinished file off after `length` bytes and goes on from there.
+    pub fn truncate(&self, length: u64) -> Result<()> {
+        self.file
+            .set_len(length)
+            .and_then(|()| (&self.file).seek(SeekFrom::Start(length)))
+            .with_context(|| format!("cutting {} to {length} bytes", self.part.display()))?;
+        Ok(())
+    }
+
+    /// Brings the contents to the disk and gives the file its name, replacing what had it.
+    pub fn commit(mut self) -> Result<()> {
+        self.file
+            .sync_all()
+            .with_context(|| format!("writing {} to the disk", self.part.display()))?;
+        fs::rename(&self.part, &self.target)
+            .with_context(|| format!("renaming {} to {}", self.part.display(), self.target.display()))?;
+        self.keep = true;
+        // The name is on the disk when the folder is. Only Unix lets a folder be opened for that,
+        // and not on every file system; the file itself is safe either way.
+        #[cfg(unix)]
+        if let Some(folder) = self.target.parent() {
+            let folder = if folder.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                folder
+            };
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.keep {
+            // Nobody is left to be told; what stays is overwritten by the next run.
+            let _ = fs::remove_file(&self.part);
+        }
+    }
+}
+
+impl Read for AtomicFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.file.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for AtomicFile {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.file.seek(position)
+    }
+}
+
+/// The path with `suffix` behind its file name.
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// Where a new file under this name would really lie: a link is followed, not replaced.
+fn follow(target: &Path) -> Result<PathBuf> {
+    match fs::metadata(target) {
+        Ok(metadata) if metadata.is_file() => {
+            fs::canonicalize(target).with_context(|| target.display().to_string())
+        }
+        // A rename would put a plain file in the place of a device such as /dev/null.
+        Ok(_) => bail!("{} exists and is not a plain file", target.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(target.to_owned()),
+        Err(error) => Err(error).with_context(|| target.display().to_string()),
+    }
+}
+
+/// Opens or creates a file and locks it for this process.
+fn open_locked(path: &Path) -> Result<File> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!("{} is being written by another process", path.display()),
+            // Some network file systems have no locks; there it goes on without.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("locking {}", path.display()));
+            }
+        }
+        if still_there(&file, path)? {
+            return Ok(file);
+        }
+    }
+}
+
+/// Whether the path still names this file: another process may have renamed or removed it between
+/// the opening and the lock.
+#[cfg(unix)]
+fn still_there(file: &File, path: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let here = identity(file.metadata().with_context(|| path.display().to_string())?);
+    Ok(fs::symlink_metadata(path).is_ok_and(|there| identity(there) == here))
+}
+
+#[cfg(not(unix))]
+fn still_there(_: &File, _: &Path) -> Result<bool> {
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn appears_when_committed() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("new/out.tsv");
+        let mut file = AtomicFile::create(&target).unwrap();
+        file.write_all(b"whole").unwrap();
+        assert_eq!(names(target.parent().unwrap()), ["out.tsv.part"]);
+        file.commit().unwrap();
+        assert_eq!(names(target.parent().unwrap()), ["out.tsv"]);
+        assert_eq!(fs::read(&target).unwrap(), b"whole");
+
+        // The old contents stay until the new ones are complete.
+        let mut file = AtomicFile::create(&target).unwrap();
+        file.write_all(b"n").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"whole");
+        drop(file);
+        assert_eq!(names(target.parent().unwrap()), ["out.tsv"]);
+        assert_eq!(fs::read(&target).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn is_kept_and_resumed() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let mut file = AtomicFile::create(&target).unwrap();
+        file.write_all(b"rows 1 and 2, half of 3").unwrap();
+        file.keep(true);
+        drop(file);
+        assert_eq!(names(folder.path()), ["out.part"]);
+
+        let mut file = AtomicFile::resume(&target).unwrap();
+        let mut left = String::new();
+        file.read_to_string(&mut left).unwrap();
+        assert_eq!(
+            (left.as_str(), file.len().unwrap()),
+            ("rows 1 and 2, half of 3", 23)
+        );
+        file.truncate(12).unwrap();
+        file.write_all(b", 3").unwrap();
+        file.commit().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"rows 1 and 2, 3");
+        assert_eq!(names(folder.path()), ["out"]);
+
+        // Starting anew forgets what was left.
+        fs::write(folder.path().join("out.part"), "left").unwrap();
+        AtomicFile::create(&target).unwrap().commit().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"");
+    }
+
+    #[test]
+    fn has_one_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let mut first = AtomicFile::create(&target).unwrap();
+        first.write_all(b"first").unwrap();
+        let error = AtomicFile::create(&target).unwrap_err().to_string();
+        assert!(
+            error.ends_with("out.part is being written by another process"),
+            "{error}"
+        );
+        first.commit().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"first");
+        AtomicFile::create(&target).unwrap();
+    }
+
+    #[test]
+    fn refuses_what_it_would_destroy() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = AtomicFile::create(folder.path()).unwrap_err().to_string();
+        assert!(error.ends_with("exists and is not a plain file"), "{error}");
+        let below_a_file = folder.path().join("file/out");
+        fs::write(folder.path().join("file"), "").unwrap();
+        assert!(AtomicFile::create(&below_a_file).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn follows_links_and_leaves_devices() {
+        assert!(AtomicFile::create(Path::new("/dev/null")).is_err());
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("disk")).unwrap();
+        fs::write(folder.path().join("disk/out"), "old").unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("disk/out", &link).unwrap();
+        let mut file = AtomicFile::create(&link).unwrap();
+        file.write_all(b"new").unwrap();
+        file.commit().unwrap();
+        assert_eq!(fs::read(folder.path().join("disk/out")).unwrap(), b"new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+}

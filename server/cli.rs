@@ -1,0 +1,353 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// ERNIE-ViL 2.0: Chinese captions and images as vectors of one space.
+///
+/// Without --model the small recorded model inside the binary is used, whose weights are random: it
+/// shows that everything works, not how well ERNIE-ViL 2.0 retrieves.
+#[derive(Debug, Parser)]
+#[command(name = "ernie-vil", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Threads to use; 0 is one for each core
+    #[arg(long, global = true, env = "ERNIE_VIL_THREADS", default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+    /// Show no progress and no remarks, only results and errors
+    #[arg(long, short, global = true, env = "ERNIE_VIL_QUIET", value_parser = clap::builder::FalseyValueParser::new())]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a model folder from a .pdparams checkpoint
+    Convert(Convert),
+    /// Fetch the published Base (ViT) weights and vocabulary, and convert them
+    Download(Download),
+    /// Say what a model folder holds
+    Info(Info),
+    /// Split captions into tokens: one text a line in, one JSON object a line out
+    Tokenize(Tokenize),
+    /// Turn a file of caption-image pairs into vectors
+    Embed(Embed),
+    /// Compute recall from a file of vectors
+    Score(Score),
+    /// Embed a file of caption-image pairs and compute recall, in one go
+    Eval(Eval),
+    /// Find the pictures of a folder that fit a text or another picture
+    Search(Search),
+    /// Measure each stage: decoding, preprocessing, both towers, scoring
+    Bench(Bench),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The CPU, by this project's own kernels
+    Cpu,
+    /// The CPU, by Burn's Flex backend alone (slower; to compare with)
+    Flex,
+}
+
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// Where the towers run
+    #[arg(long, env = "ERNIE_VIL_DEVICE", default_value = "cpu", value_enum)]
+    pub device: Device,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// Single precision, as in the checkpoint
+    F32,
+    /// Half precision: half the size, vectors differ in the fourth digit
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Release {
+    /// OPEN_ERNIE_VIL2_BASE_ViT
+    Open,
+    /// ERNIE_VIL2_BASE_ViT
+    First,
+}
+
+#[derive(Debug, Args)]
+pub struct Target {
+    /// The model folder to make
+    #[arg(long, short, env = "ERNIE_VIL_OUTPUT", value_name = "FOLDER")]
+    pub output: PathBuf,
+    /// Precision of the weights in the folder
+    #[arg(long, env = "ERNIE_VIL_DTYPE", default_value = "f32", value_enum)]
+    pub dtype: Dtype,
+    /// Tokens of a caption at most, [CLS] and [SEP] included; longer ones are cut
+    #[arg(long, env = "ERNIE_VIL_MAX_TOKENS", default_value_t = 48, value_name = "N")]
+    pub max_tokens: usize,
+    /// Replace the folder where there is one
+    #[arg(long, env = "ERNIE_VIL_OVERWRITE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub overwrite: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Convert {
+    /// The checkpoint, a .pdparams file
+    #[arg(long, short, env = "ERNIE_VIL_WEIGHTS", value_name = "FILE")]
+    pub weights: PathBuf,
+    /// The text tower's sizes, JSON in the original's form
+    #[arg(long, env = "ERNIE_VIL_TEXT_CONFIG", value_name = "FILE")]
+    pub text_config: PathBuf,
+    /// The image tower's sizes; without it they are read off the weights, with heads = width / 64
+    #[arg(long, env = "ERNIE_VIL_IMAGE_CONFIG", value_name = "FILE")]
+    pub image_config: Option<PathBuf>,
+    /// The vocabulary
+    #[arg(long, env = "ERNIE_VIL_VOCAB", value_name = "FILE")]
+    pub vocab: PathBuf,
+    /// What to call the model; the checkpoint's file name by default
+    #[arg(long, env = "ERNIE_VIL_NAME", value_name = "TEXT")]
+    pub name: Option<String>,
+    /// Which published release the weights are: its scores are then shown beside measured ones
+    #[arg(long, env = "ERNIE_VIL_RELEASE", value_enum)]
+    pub release: Option<Release>,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+#[derive(Debug, Args)]
+pub struct Download {
+    /// Which of the two published sets of weights
+    #[arg(long, env = "ERNIE_VIL_RELEASE", default_value = "open", value_enum)]
+    pub release: Release,
+    #[command(flatten)]
+    pub target: Target,
+    /// The address under which the weights lie
+    #[arg(
+        long,
+        env = "ERNIE_VIL_BASE_URL",
+        default_value = "http://bj.bcebos.com/wenxin-models",
+        value_name = "URL"
+    )]
+    pub base_url: String,
+    /// The vocabulary's address
+    #[arg(
+        long,
+        env = "ERNIE_VIL_VOCAB_URL",
+        default_value = "https://raw.githubusercontent.com/PaddlePaddle/ERNIE/ernie-kit-open-v1.0/Research/ERNIE-ViL2/packages/ernie_base_3.0/vocab.txt",
+        value_name = "URL"
+    )]
+    pub vocab_url: String,
+    /// The SHA-256 that the weights must have, where you know it
+    #[arg(long, env = "ERNIE_VIL_SHA256", value_name = "HEX")]
+    pub sha256: Option<String>,
+    /// The text tower's sizes, where they are not those of ERNIE 3.0 Base
+    #[arg(long, env = "ERNIE_VIL_TEXT_CONFIG", value_name = "FILE")]
+    pub text_config: Option<PathBuf>,
+    /// The image tower's sizes, where heads are not width / 64
+    #[arg(long, env = "ERNIE_VIL_IMAGE_CONFIG", value_name = "FILE")]
+    pub image_config: Option<PathBuf>,
+    /// Keep the fetched files beside the folder, in FOLDER.download
+    #[arg(long, env = "ERNIE_VIL_KEEP", value_parser = clap::builder::FalseyValueParser::new())]
+    pub keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArg {
+    /// The model folder; without it the small recorded model with random weights
+    #[arg(long, short, env = "ERNIE_VIL_MODEL", value_name = "FOLDER")]
+    pub model: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Info {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Print JSON
+    #[arg(long, env = "ERNIE_VIL_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    pub json: bool,
+    /// Compute every file's SHA-256 and compare it with the manifest's
+    #[arg(long, env = "ERNIE_VIL_VERIFY", value_parser = clap::builder::FalseyValueParser::new())]
+    pub verify: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Tokenize {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// The texts, one a line; standard input by default
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnError {
+    /// End at the first row that cannot be read, naming its line
+    Stop,
+    /// Leave such rows out, count them and list them in a file beside the output
+    Skip,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VectorFormat {
+    /// The original's .out: text vector, tab, image vector, tab, 1
+    Text,
+    /// One file with the tensors text, image and ids
+    Safetensors,
+    /// NAME.text.npy, NAME.image.npy and NAME.ids.txt
+    Npy,
+}
+
+#[derive(Debug, Args)]
+pub struct Rows {
+    /// Pairs that go through the towers together
+    #[arg(long, env = "ERNIE_VIL_BATCH_SIZE", default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch_size: u32,
+    /// What to do with a row that cannot be read
+    #[arg(long, env = "ERNIE_VIL_ON_ERROR", default_value = "stop", value_enum)]
+    pub on_error: OnError,
+}
+
+#[derive(Debug, Args)]
+pub struct Embed {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// The pairs: caption, tab, image id, tab, image in base64
+    #[arg(long, short, env = "ERNIE_VIL_INPUT", value_name = "FILE", required_unless_present = "config")]
+    pub input: Option<PathBuf>,
+    /// Where the vectors go
+    #[arg(long, short, env = "ERNIE_VIL_OUTPUT", value_name = "FILE", required_unless_present = "config")]
+    pub output: Option<PathBuf>,
+    /// A run configuration of the original (YAML), instead of --model, --input, --output, --batch-size
+    #[arg(long, short, env = "ERNIE_VIL_CONFIG", value_name = "FILE", conflicts_with_all = ["model", "input", "output"])]
+    pub config: Option<PathBuf>,
+    /// The vectors' format; by default what the output's name ends in, and text otherwise
+    #[arg(long, env = "ERNIE_VIL_FORMAT", value_enum)]
+    pub format: Option<VectorFormat>,
+    #[command(flatten)]
+    pub rows: Rows,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Go on where an earlier run of the same command was broken off
+    #[arg(long, env = "ERNIE_VIL_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
+    pub resume: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// The original's table
+    Table,
+    /// JSON, with the mean reciprocal and the median rank too
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct Score {
+    /// The vectors: .out, .safetensors, or NAME.text.npy beside NAME.image.npy
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How to print the scores
+    #[arg(long, env = "ERNIE_VIL_REPORT", default_value = "table", value_enum)]
+    pub format: ReportFormat,
+    /// Take and refuse exactly what the original's evaluation does: NaN counts as a hit, rows must be
+    /// divisible by 10
+    #[arg(long, env = "ERNIE_VIL_LIKE_ORIGINAL", value_parser = clap::builder::FalseyValueParser::new())]
+    pub like_original: bool,
+    /// The published release whose scores to show beside these
+    #[arg(long, env = "ERNIE_VIL_RELEASE", value_enum)]
+    pub release: Option<Release>,
+}
+
+#[derive(Debug, Args)]
+pub struct Eval {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// The pairs: caption, tab, image id, tab, image in base64; without it the 40 recorded ones
+    #[arg(long, short, env = "ERNIE_VIL_INPUT", value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    #[command(flatten)]
+    pub rows: Rows,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// How to print the scores
+    #[arg(long, env = "ERNIE_VIL_REPORT", default_value = "table", value_enum)]
+    pub format: ReportFormat,
+}
+
+#[derive(Debug, Args)]
+pub struct Search {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// The folder with the pictures; its sub-folders are looked into as well
+    #[arg(long, env = "ERNIE_VIL_IMAGES", value_name = "FOLDER")]
+    pub images: PathBuf,
+    /// What to look for; may be given several times
+    #[arg(long, short, value_name = "TEXT", required_unless_present = "image")]
+    pub text: Vec<String>,
+    /// A picture to find similar ones of; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub image: Vec<PathBuf>,
+    /// How many pictures to show
+    #[arg(long, short = 'k', env = "ERNIE_VIL_TOP", default_value_t = 10, value_name = "N")]
+    pub top: usize,
+    /// Keep the pictures' vectors in this file, and embed only new and changed pictures next time
+    #[arg(long, env = "ERNIE_VIL_INDEX", value_name = "FILE")]
+    pub index: Option<PathBuf>,
+    /// Print JSON, one object a query
+    #[arg(long, env = "ERNIE_VIL_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Structure {
+    /// ViT-B/16 and ERNIE 3.0 Base
+    BaseVit,
+    /// ViT-L/14 and ERNIE 3.0 Large
+    LargeVit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Stage {
+    /// base64 and JPEG to pixels
+    Decode,
+    /// Pixels to the image tower's input
+    Preprocess,
+    /// The image tower
+    ImageTower,
+    /// The text tower
+    TextTower,
+    /// Ranks of all pairs
+    Scoring,
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Random weights of this structure, where no model is given
+    #[arg(long, env = "ERNIE_VIL_STRUCTURE", default_value = "base-vit", value_enum, conflicts_with = "model")]
+    pub structure: Structure,
+    /// Measure only this stage; may be given several times
+    #[arg(long, value_enum)]
+    pub only: Vec<Stage>,
+    /// Repetitions, of which the median and the fastest are shown
+    #[arg(long, env = "ERNIE_VIL_REPEAT", default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeat: u32,
+    /// Only measure how long it takes to load the text tower of --model and embed one caption
+    #[arg(long, requires = "model")]
+    pub cold_start: bool,
+    /// Print JSON
+    #[arg(long, env = "ERNIE_VIL_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}

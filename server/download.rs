@@ -1,0 +1,1183 @@
+//! Fetching one file over HTTP, so that a break costs no more than what had not arrived.
+//!
+//! The file grows as `<target>.part`. Where the server names the version it sends (a strong ETag or
+//! a Last-Modified), `<target>.part.json` remembers that, and the next attempt, in this run or a
+//! later one, asks for the rest of that version alone. A server that has another version by then,
+//! or that cannot send a part, sends the whole, and the download starts over by itself.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use ureq::http::header::{self, HeaderMap, HeaderName};
+use ureq::http::{Response, StatusCode};
+use ureq::{Agent, Body};
+
+use crate::atomic_file::{AtomicFile, beside};
+use crate::progress::Progress;
+
+/// A file has at most this many bytes, unless told otherwise: 4 GiB.
+const MAX_BYTES: u64 = 4 << 30;
+/// As many of the first bytes are shown to [`Download::check_start`].
+const START_BYTES: usize = 512;
+/// Whenever this much more has arrived than ever before, earlier failures are forgotten: a long
+/// download over a poor line goes on, and a server that sends nothing new is given up.
+const WORTH_BYTES: u64 = 1 << 20;
+/// The pause between two attempts doubles up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// One response takes at most this long, whatever it sends.
+const LONGEST_RESPONSE: Duration = Duration::from_secs(4 * 60 * 60);
+const MAX_REDIRECTS: u32 = 5;
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// A file to fetch.
+#[derive(Debug, Clone)]
+pub struct Download {
+    /// `http://` or `https://`.
+    pub url: String,
+    /// Where the file goes; what lies there is replaced when the new one is complete.
+    pub target: PathBuf,
+    /// The whole file's SHA-256 in hexadecimal, where it is known.
+    pub expected_sha256: Option<String>,
+    /// A larger file is refused.
+    pub max_bytes: u64,
+    /// Looks at the first 512 bytes (or all, where there are fewer) and says what is wrong with
+    /// them: an error page must not pass for weights.
+    pub check_start: fn(&[u8]) -> Result<(), String>,
+    /// Failures in a row after which it is given up.
+    pub attempts: u32,
+    /// The pause after the first failure; it doubles with each further one.
+    pub pause: Duration,
+    /// Silence for this long is a broken connection.
+    pub silence: Duration,
+    /// By default what the environment says (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` and so on).
+    pub proxy: Option<ureq::Proxy>,
+}
+
+/// A file that was fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Downloaded {
+    /// The file's size.
+    pub bytes: u64,
+    /// The whole file's SHA-256 in lower-case hexadecimal.
+    pub sha256: String,
+    /// How many of the bytes an earlier run had fetched.
+    pub resumed: u64,
+}
+
+impl Download {
+    /// A download with the usual limits and no expectation of the contents.
+    pub fn new(url: impl Into<String>, target: impl Into<PathBuf>) -> Self {
+        Self {
+            url: url.into(),
+            target: target.into(),
+            expected_sha256: None,
+            max_bytes: MAX_BYTES,
+            check_start: |_| Ok(()),
+            attempts: 6,
+            pause: Duration::from_secs(1),
+            silence: Duration::from_secs(60),
+            proxy: ureq::Proxy::try_from_env(),
+        }
+    }
+
+    /// Fetches the file. What has arrived stays for the next run where this one fails.
+    ///
+    /// # Errors
+    /// Names the URL. Broken connections, silence and the statuses 408, 429 and 5xx are tried
+    /// again; another status, a file that is too large, whose start is wrong or whose SHA-256 is
+    /// another, and a full disk are errors at once.
+    pub fn run(&self, progress: &Progress) -> Result<Downloaded> {
+        self.fetch(progress)
+            .with_context(|| format!("downloading {}", self.url))
+    }
+
+    fn fetch(&self, progress: &Progress) -> Result<Downloaded> {
+        if let Some(sha256) = &self.expected_sha256
+            && (sha256.len() != 64 || !sha256.bytes().all(|digit| digit.is_ascii_hexdigit()))
+        {
+            bail!("the expected SHA-256 is {sha256:?}, not 64 hexadecimal digits");
+        }
+        let agent = self.agent();
+        let mut part = Part::open(self)?;
+        let mut mark = part.length;
+        let mut failures = 0;
+        loop {
+            let problem = match self.attempt(&agent, &mut part, progress) {
+                Ok(()) => {
+                    let resumed = part.resumed;
+                    match part.check(self) {
+                        Ok(sha256) => {
+                            let bytes = part.length;
+                            part.commit()?;
+                            return Ok(Downloaded {
+                                bytes,
+                                sha256,
+                                resumed,
+                            });
+                        }
+                        Err(problem) => {
+                            part.restart()?;
+                            // What an earlier run left may have been damaged since: once more
+                            // without it.
+                            if resumed == 0 {
+                                return Err(problem);
+                            }
+                            problem
+                        }
+                    }
+                }
+                Err(Failure::Lasting(problem)) => return Err(problem),
+                Err(Failure::Passing(problem)) => problem,
+            };
+            if part.length >= mark.saturating_add(WORTH_BYTES) {
+                mark = part.length;
+                failures = 0;
+            }
+            failures += 1;
+            if failures >= self.attempts {
+                return Err(problem.context(format!("given up, attempt {failures} of {}", self.attempts)));
+            }
+            let pause = self
+                .pause
+                .saturating_mul(1 << (failures - 1).min(16))
+                .min(LONGEST_PAUSE);
+            progress.note(format!("({problem:#}; trying again in {} s)", pause.as_secs()));
+            sleep(pause);
+            progress.note("");
+        }
+    }
+
+    fn agent(&self) -> Agent {
+        Agent::config_builder()
+            .proxy(self.proxy.clone())
+            .http_status_as_error(false)
+            .max_redirects(MAX_REDIRECTS)
+            // A connection kept for later may be dead by then.
+            .max_idle_connections(0)
+            // Offsets and lengths are those of the file, not of a compressed form of it.
+            .accept_encoding("identity")
+            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
+            .timeout_connect(Some(self.silence))
+            .timeout_recv_response(Some(self.silence))
+            .timeout_per_read(Some(self.silence))
+            .timeout_recv_body(Some(LONGEST_RESPONSE))
+            .build()
+            .into()
+    }
+
+    /// Asks once for what is missing and takes what comes.
+    fn attempt(&self, agent: &Agent, part: &mut Part, progress: &Progress) -> Result<(), Failure> {
+        if part.is_complete() {
+            return Ok(());
+        }
+        let mut request = agent.get(&self.url);
+        let mut ranged = false;
+        if let (1.., Some(version)) = (part.length, part.source.version()) {
+            request = request
+                .header(header::RANGE, format!("bytes={}-", part.length))
+                .header(header::IF_RANGE, version);
+            ranged = true;
+        }
+        let mut response = request.call().map_err(Failure::of_request)?;
+        match response.status() {
+            StatusCode::OK => {
+                part.start(Source::new(&self.url, &response), self.max_bytes)?;
+            }
+            StatusCode::PARTIAL_CONTENT if ranged => {
+                let whole = content_range(response.headers())
+                    .filter(|&(first, _)| first == part.length)
+                    .map(|(_, whole)| whole.or(part.source.length));
+                match whole {
+                    Some(whole) if part.source.length.is_none_or(|length| whole == Some(length)) => {
+                        part.source.length = whole;
+                    }
+                    _ => {
+                        part.restart()?;
+                        return Err(Failure::Passing(anyhow!(
+                            "the server sent another part than the one asked for"
+                        )));
+                    }
+                }
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE if ranged => {
+                part.restart()?;
+                return Err(Failure::Passing(anyhow!(
+                    "the server's file is shorter than what had arrived"
+                )));
+            }
+            status => return Err(Failure::of_status(status)),
+        }
+        if let Some(encoding) =
+            text(response.headers(), header::CONTENT_ENCODING).filter(|name| name != "identity")
+        {
+            part.restart()?;
+            return Err(Failure::Lasting(anyhow!(
+                "the server sent it compressed ({encoding}), unasked"
+            )));
+        }
+        progress.set_total(part.source.length);
+        progress.start_at(part.length);
+        let mut body = response.body_mut().as_reader();
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            let read = body.read(&mut buffer).map_err(|error| {
+                let of = part
+                    .source
+                    .length
+                    .map(|length| format!(" of {length}"))
+                    .unwrap_or_default();
+                let error = anyhow::Error::from(error);
+                Failure::Passing(error.context(format!("broke off after {}{of} bytes", part.length)))
+            })?;
+            if read == 0 {
+                break;
+            }
+            part.append(&buffer[..read], self)?;
+            progress.add(read as u64);
+        }
+        match part.source.length {
+            Some(length) if part.length < length => Err(Failure::Passing(anyhow!(
+                "ended after {} of {length} bytes",
+                part.length
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why an attempt failed.
+enum Failure {
+    /// Worth another attempt.
+    Passing(anyhow::Error),
+    /// The same would happen again.
+    Lasting(anyhow::Error),
+}
+
+impl Failure {
+    fn of_request(error: ureq::Error) -> Self {
+        use std::io::ErrorKind::{InvalidData, InvalidInput};
+        let passing = match &error {
+            // A certificate that is not accepted comes as invalid data.
+            ureq::Error::Io(error) => !matches!(error.kind(), InvalidData | InvalidInput),
+            ureq::Error::Timeout(_)
+            | ureq::Error::HostNotFound
+            | ureq::Error::ConnectionFailed
+            | ureq::Error::ConnectProxyFailed(_)
+            | ureq::Error::Protocol(_) => true,
+            _ => false,
+        };
+        match passing {
+            true => Self::Passing(error.into()),
+            false => Self::Lasting(error.into()),
+        }
+    }
+
+    fn of_status(status: StatusCode) -> Self {
+        let error = anyhow!("the server answered {status}");
+        match status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Self::Passing(error),
+            status if status.is_server_error() => Self::Passing(error),
+            _ => Self::Lasting(error),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Lasting(error)
+    }
+}
+
+/// Which version of which file is being fetched.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Source {
+    url: String,
+    length: Option<u64>,
+    etag: Option<String>,
+    last_modified: Option<String>,
+}
+
+impl Source {
+    fn new(url: &str, response: &Response<Body>) -> Self {
+        Self {
+            url: url.to_owned(),
+            length: response.body().content_length(),
+            etag: text(response.headers(), header::ETAG),
+            last_modified: text(response.headers(), header::LAST_MODIFIED),
+        }
+    }
+
+    /// What names the version in If-Range, where a weak ETag is not allowed.
+    fn version(&self) -> Option<&str> {
+        let strong = self.etag.as_deref().filter(|etag| etag.starts_with('"'));
+        strong.or(self.last_modified.as_deref())
+    }
+}
+
+/// The unfinished file with what is known of it.
+struct Part {
+    file: AtomicFile,
+    /// Where `source` is remembered.
+    notes: PathBuf,
+    source: Source,
+    length: u64,
+    /// How many of the bytes an earlier run fetched.
+    resumed: u64,
+    hash: Sha256,
+    /// The first bytes, until they are checked.
+    start: Vec<u8>,
+    start_checked: bool,
+}
+
+impl Part {
+    /// Takes over what an earlier run left, where it can be continued.
+    fn open(download: &Download) -> Result<Self> {
+        let file = AtomicFile::resume(&download.target)?;
+        let mut part = Self {
+            notes: beside(&download.target, ".part.json"),
+            source: Source::default(),
+            length: 0,
+            resumed: 0,
+            hash: Sha256::new(),
+            start: Vec::new(),
+            start_checked: false,
+            file,
+        };
+        let mut left = part.file.len()?;
+        let source = read_notes(&part.notes).filter(|source| {
+            source.url == download.url
+                && source.version().is_some()
+                && (1..=source.length.unwrap_or(u64::MAX).min(download.max_bytes)).contains(&left)
+        });
+        let Some(source) = source else {
+            part.restart()?;
+            return Ok(part);
+        };
+        part.source = source;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while left > 0 {
+            let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read = part
+                .file
+                .read(&mut buffer[..most])
+                .context("reading what an earlier run left")?;
+            if read == 0 {
+                bail!("what an earlier run left became shorter while it was read");
+            }
+            part.take(&buffer[..read]);
+            left -= read as u64;
+        }
+        part.resumed = part.length;
+        part.file.keep(true);
+        Ok(part)
+    }
+
+    /// Whether all bytes are there.
+    fn is_complete(&self) -> bool {
+        self.length > 0 && self.source.length == Some(self.length)
+    }
+
+    /// Forgets what was fetched.
+    fn restart(&mut self) -> Result<()> {
+        self.file.truncate(0)?;
+        self.file.keep(false);
+        remove_notes(&self.notes)?;
+        self.source = Source::default();
+        self.length = 0;
+        self.resumed = 0;
+        self.hash = Sha256::new();
+        self.start.clear();
+        self.start_checked = false;
+        Ok(())
+    }
+
+    /// Begins with a whole file.
+    fn start(&mut self, source: Source, max_bytes: u64) -> Result<()> {
+        self.restart()?;
+        if let Some(length) = source.length.filter(|&length| length > max_bytes) {
+            bail!("the file has {length} bytes, expected at most {max_bytes}");
+        }
+        if source.version().is_some() {
+            fs::write(&self.notes, serde_json::to_vec(&source)?)
+                .with_context(|| format!("writing {}", self.notes.display()))?;
+            self.file.keep(true);
+        }
+        self.source = source;
+        Ok(())
+    }
+
+    /// Counts and hashes bytes that are in the file.
+    fn take(&mut self, bytes: &[u8]) {
+        let wanted = (START_BYTES - self.start.len()).min(bytes.len());
+        self.start.extend_from_slice(&bytes[..wanted]);
+        self.hash.update(bytes);
+        self.length += bytes.len() as u64;
+    }
+
+    fn append(&mut self, bytes: &[u8], download: &Download) -> Result<()> {
+        use std::io::Write;
+        let limit = self.source.length.unwrap_or(u64::MAX).min(download.max_bytes);
+        if bytes.len() as u64 > limit.saturating_sub(self.length) {
+            self.restart()?;
+            bail!("the server sent more than {limit} bytes");
+        }
+        self.file
+            .write_all(bytes)
+            .with_context(|| format!("writing {}.part", download.target.display()))?;
+        self.take(bytes);
+        if self.start.len() == START_BYTES {
+            self.check_start(download)?;
+        }
+        Ok(())
+    }
+
+    fn check_start(&mut self, download: &Download) -> Result<()> {
+        if self.start_checked {
+            return Ok(());
+        }
+        if let Err(problem) = (download.check_start)(&self.start) {
+            let seen = String::from_utf8_lossy(&self.start[..self.start.len().min(60)]).into_owned();
+            self.restart()?;
+            bail!("not the file that was expected: {problem}; it starts with {seen:?}");
+        }
+        self.start_checked = true;
+        Ok(())
+    }
+
+    /// Checks the complete file; its SHA-256.
+    fn check(&mut self, download: &Download) -> Result<String> {
+        self.check_start(download)?;
+        let sha256: String = self
+            .hash
+            .clone()
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        if let Some(expected) = &download.expected_sha256
+            && !expected.eq_ignore_ascii_case(&sha256)
+        {
+            bail!(
+                "the file's SHA-256 is {sha256}, expected {}",
+                expected.to_ascii_lowercase()
+            );
+        }
+        Ok(sha256)
+    }
+
+    fn commit(self) -> Result<()> {
+        self.file.commit()?;
+        remove_notes(&self.notes)
+    }
+}
+
+fn read_notes(path: &Path) -> Option<Source> {
+    // Notes that cannot be read only cost a fresh start.
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+fn remove_notes(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// The first byte of a `Content-Range: bytes 5-9/10` and the length of the whole, `None` for `*`.
+fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+    let range = text(headers, header::CONTENT_RANGE)?;
+    let (bytes, whole) = range.strip_prefix("bytes ")?.split_once('/')?;
+    let first = bytes.split_once('-')?.0.parse().ok()?;
+    let whole = match whole {
+        "*" => None,
+        whole => Some(whole.parse().ok()?),
+    };
+    Some((first, whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::thread::JoinHandle;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::progress::Unit;
+
+    /// An HTTP server of the test's own: one request a connection, answered by a function that is
+    /// told the request's number, from 0, and its head. It stops when it is dropped.
+    struct Server {
+        address: SocketAddr,
+        heads: Arc<Mutex<Vec<String>>>,
+        stop: Arc<AtomicBool>,
+        thread: Option<JoinHandle<()>>,
+    }
+
+    impl Server {
+        fn new(answer: impl Fn(usize, &str, &mut TcpStream) -> io::Result<()> + Send + 'static) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let heads = Arc::new(Mutex::new(Vec::new()));
+            let stop = Arc::new(AtomicBool::new(false));
+            let (seen, stopped) = (heads.clone(), stop.clone());
+            let thread = std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    if stopped.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let mut stream = stream.unwrap();
+                    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                    stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+                    let mut head = Vec::new();
+                    let mut byte = [0];
+                    while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                        head.push(byte[0]);
+                    }
+                    let head = String::from_utf8_lossy(&head).to_lowercase();
+                    seen.lock().unwrap().push(head.clone());
+                    let number = seen.lock().unwrap().len() - 1;
+                    // The client may hang up at any time; that is the test's business.
+                    let _ = answer(number, &head, &mut stream);
+                }
+            });
+            Self {
+                address,
+                heads,
+                stop,
+                thread: Some(thread),
+            }
+        }
+
+        /// A download from here that retries at once.
+        fn download(&self, folder: &Path) -> Download {
+            Download {
+                pause: Duration::from_millis(1),
+                silence: Duration::from_millis(500),
+                proxy: None,
+                ..Download::new(format!("http://{}/weights", self.address), folder.join("weights"))
+            }
+        }
+
+        fn heads(&self) -> Vec<String> {
+            self.heads.lock().unwrap().clone()
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            self.stop.store(true, Ordering::SeqCst);
+            // Wakes the thread where it waits for a connection.
+            let _ = TcpStream::connect(self.address);
+            let _ = self.thread.take().unwrap().join();
+        }
+    }
+
+    /// 3 MB that look like weights.
+    fn weights() -> Vec<u8> {
+        let mut bytes = b"\x80\x04".to_vec();
+        let mut state = 1u32;
+        bytes.extend((0..3_000_000).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        }));
+        bytes
+    }
+
+    fn sha256(bytes: &[u8]) -> String {
+        Sha256::digest(bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    fn run(download: &Download) -> Result<Downloaded> {
+        download.run(&Progress::new("test", Unit::Bytes, true))
+    }
+
+    fn message(download: &Download) -> String {
+        let message = format!("{:#}", run(download).unwrap_err());
+        let context = format!("downloading {}: ", download.url);
+        message.strip_prefix(&context).expect("names the URL").to_owned()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The target is there, is `bytes`, and nothing else lies beside it.
+    fn assert_fetched(folder: &Path, bytes: &[u8]) {
+        assert!(fs::read(folder.join("weights")).unwrap() == bytes);
+        assert_eq!(names(folder), ["weights"]);
+    }
+
+    const VERSION: &str = "ETag: \"v1\"\r\n";
+
+    fn whole(stream: &mut TcpStream, headers: &str, bytes: &[u8], send: usize) -> io::Result<()> {
+        let length = bytes.len();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
+        )?;
+        stream.write_all(&bytes[..send.min(length)])
+    }
+
+    /// Where the request wants to begin.
+    fn range(head: &str) -> Option<usize> {
+        head.split_once("range: bytes=")?
+            .1
+            .split_once('-')?
+            .0
+            .parse()
+            .ok()
+    }
+
+    /// Answers a range as it should be, and sends at most `send` bytes.
+    fn ranged(head: &str, stream: &mut TcpStream, bytes: &[u8], send: usize) -> io::Result<()> {
+        let Some(first) = range(head).filter(|_| head.contains("if-range: \"v1\"\r\n")) else {
+            return whole(stream, VERSION, bytes, send);
+        };
+        let (length, last) = (bytes.len() - first, bytes.len() - 1);
+        write!(
+            stream,
+            "HTTP/1.1 206 Partial Content\r\nContent-Length: {length}\r\nConnection: close\r\n{VERSION}\
+             Content-Range: bytes {first}-{last}/{}\r\n\r\n",
+            bytes.len()
+        )?;
+        stream.write_all(&bytes[first..][..send.min(length)])
+    }
+
+    #[test]
+    fn plain() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, _, stream| whole(stream, VERSION, &weights(), usize::MAX));
+        let mut download = server.download(&folder.path().join("new"));
+        download.expected_sha256 = Some(sha256(&weights()).to_uppercase());
+        download.check_start = |start| match start.len() == 512 && start.starts_with(b"\x80\x04") {
+            true => Ok(()),
+            false => Err("not weights".into()),
+        };
+        let downloaded = run(&download).unwrap();
+        let expected = Downloaded {
+            bytes: 3_000_002,
+            sha256: sha256(&weights()),
+            resumed: 0,
+        };
+        assert_eq!(downloaded, expected);
+        assert_fetched(&folder.path().join("new"), &weights());
+        let heads = server.heads();
+        assert_eq!(heads.len(), 1);
+        assert!(heads[0].starts_with("get /weights http/1.1\r\n"), "{}", heads[0]);
+        assert!(heads[0].contains("accept-encoding: identity\r\n"), "{}", heads[0]);
+        assert!(range(&heads[0]).is_none());
+    }
+
+    #[test]
+    fn goes_on_after_breaks() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|number, head, stream| match number {
+            0..=8 => ranged(head, stream, &weights(), 300_000),
+            _ => ranged(head, stream, &weights(), usize::MAX),
+        });
+        let mut download = server.download(folder.path());
+        // Fewer attempts than breaks: those that brought enough do not count.
+        download.attempts = 5;
+        let downloaded = run(&download).unwrap();
+        assert_eq!(
+            (downloaded.bytes, downloaded.sha256),
+            (3_000_002, sha256(&weights()))
+        );
+        assert_fetched(folder.path(), &weights());
+        let starts: Vec<_> = server.heads().iter().map(|head| range(head)).collect();
+        let expected: Vec<_> = (0..10)
+            .map(|number| (number > 0).then_some(number * 300_000))
+            .collect();
+        assert_eq!(starts, expected);
+    }
+
+    #[test]
+    fn goes_on_in_the_next_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|number, head, stream| match number {
+            0 => ranged(head, stream, &weights(), 1_000_000),
+            1 | 2 => write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+            _ => ranged(head, stream, &weights(), usize::MAX),
+        });
+        let download = Download {
+            attempts: 1,
+            ..server.download(folder.path())
+        };
+        assert_eq!(
+            message(&download),
+            "given up, attempt 1 of 1: broke off after 1000000 of 3000002 bytes: Peer disconnected"
+        );
+        assert_eq!(names(folder.path()), ["weights.part", "weights.part.json"]);
+        // What is there survives an answer that has nothing to do with it.
+        assert_eq!(message(&download), "the server answered 404 Not Found");
+        assert_eq!(message(&download), "the server answered 404 Not Found");
+        let downloaded = run(&download).unwrap();
+        let expected = Downloaded {
+            bytes: 3_000_002,
+            sha256: sha256(&weights()),
+            resumed: 1_000_000,
+        };
+        assert_eq!(downloaded, expected);
+        assert_fetched(folder.path(), &weights());
+    }
+
+    /// Leaves `part` and its notes as an earlier run would have.
+    fn leave(download: &Download, part: &[u8], length: Option<u64>) {
+        fs::write(beside(&download.target, ".part"), part).unwrap();
+        let source = Source {
+            url: download.url.clone(),
+            length,
+            etag: Some("\"v1\"".into()),
+            last_modified: None,
+        };
+        fs::write(
+            beside(&download.target, ".part.json"),
+            serde_json::to_vec(&source).unwrap(),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn a_complete_part_needs_no_request() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, _, _| Ok(()));
+        let download = server.download(folder.path());
+        leave(&download, &weights(), Some(3_000_002));
+        assert_eq!(run(&download).unwrap().resumed, 3_000_002);
+        assert_fetched(folder.path(), &weights());
+        assert!(server.heads().is_empty());
+    }
+
+    #[test]
+    fn starts_over_where_the_part_is_of_no_use() {
+        let other = |_: usize, _: &str, stream: &mut TcpStream| {
+            whole(stream, "ETag: \"v2\"\r\n", &weights(), usize::MAX)
+        };
+        let server = Server::new(other);
+        let cases: [&dyn Fn(&Download); 6] = [
+            // The server ignores ranges, or has another version.
+            &|download| leave(download, &[1; 999], Some(3_000_002)),
+            &|download| leave(download, &[1; 999], None),
+            // Longer than the file.
+            &|download| leave(download, &[1; 999], Some(998)),
+            // Another file's, or nobody's.
+            &|download| {
+                leave(
+                    &Download {
+                        url: "http://elsewhere/".into(),
+                        ..download.clone()
+                    },
+                    &[1; 999],
+                    None,
+                )
+            },
+            &|download| fs::write(beside(&download.target, ".part"), [1; 999]).unwrap(),
+            &|download| {
+                leave(download, &[1; 999], Some(3_000_002));
+                fs::write(beside(&download.target, ".part.json"), "{\"url\":").unwrap();
+            },
+        ];
+        for (number, case) in cases.iter().enumerate() {
+            let folder = tempfile::tempdir().unwrap();
+            let download = server.download(folder.path());
+            case(&download);
+            let downloaded = run(&download).unwrap();
+            assert_eq!(
+                (downloaded.bytes, downloaded.resumed),
+                (3_000_002, 0),
+                "case {number}"
+            );
+            assert_fetched(folder.path(), &weights());
+            let head = server.heads().pop().unwrap();
+            assert_eq!(range(&head), (number < 2).then_some(999), "case {number}");
+        }
+    }
+
+    #[test]
+    fn starts_over_where_the_server_sends_another_part() {
+        let answers = [
+            "206 Partial Content\r\nContent-Range: bytes 998-3000001/3000002",
+            "206 Partial Content\r\nContent-Range: bytes 999-3000000/3000001",
+            "206 Partial Content\r\nContent-Range: bytes ?/?",
+            "206 Partial Content",
+            "416 Range Not Satisfiable\r\nContent-Range: bytes */500",
+        ];
+        for answer in answers {
+            let folder = tempfile::tempdir().unwrap();
+            let server = Server::new(move |number, _, stream| match number {
+                0 => write!(stream, "HTTP/1.1 {answer}\r\nContent-Length: 4\r\n\r\nabcd"),
+                _ => whole(stream, VERSION, &weights(), usize::MAX),
+            });
+            let download = server.download(folder.path());
+            leave(&download, &[1; 999], Some(3_000_002));
+            assert_eq!(run(&download).unwrap().resumed, 0, "{answer}");
+            assert_fetched(folder.path(), &weights());
+            assert_eq!(server.heads().len(), 2);
+        }
+    }
+
+    #[test]
+    fn without_a_version_it_starts_over() {
+        for headers in ["", "ETag: W/\"v1\"\r\n"] {
+            let folder = tempfile::tempdir().unwrap();
+            let server = Server::new(move |number, _, stream| match number {
+                0 | 2 => whole(stream, headers, &weights(), 2_000_000),
+                _ => whole(stream, headers, &weights(), usize::MAX),
+            });
+            let download = server.download(folder.path());
+            assert_eq!(run(&download).unwrap().bytes, 3_000_002);
+            assert_fetched(folder.path(), &weights());
+            // Nothing that could not be continued is left behind.
+            let again = Download {
+                target: folder.path().join("again"),
+                attempts: 1,
+                ..download
+            };
+            assert!(run(&again).is_err());
+            assert_fetched(folder.path(), &weights());
+            assert!(server.heads().iter().all(|head| range(head).is_none()));
+        }
+    }
+
+    #[test]
+    fn a_date_names_a_version_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        let server = Server::new(move |_, head, stream| {
+            let headers = format!("ETag: W/\"v1\"\r\nLast-Modified: {date}\r\n");
+            match range(head) {
+                None => whole(stream, &headers, &weights(), 2_000_000),
+                // A part whose whole is not told.
+                Some(first) => {
+                    write!(
+                        stream,
+                        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-3000001/*\r\n\r\n"
+                    )?;
+                    stream.write_all(&weights()[first..])
+                }
+            }
+        });
+        run(&server.download(folder.path())).unwrap();
+        assert_fetched(folder.path(), &weights());
+        let heads = server.heads();
+        assert!(
+            heads[1].contains(&format!("if-range: {}\r\n", date.to_lowercase())),
+            "{}",
+            heads[1]
+        );
+        assert_eq!((heads.len(), range(&heads[1])), (2, Some(2_000_000)));
+    }
+
+    #[test]
+    fn a_damaged_part_is_fetched_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, head, stream| ranged(head, stream, &weights(), usize::MAX));
+        let download = Download {
+            expected_sha256: Some(sha256(&weights())),
+            ..server.download(folder.path())
+        };
+        leave(&download, &[1; 999], Some(3_000_002));
+        assert_eq!(run(&download).unwrap().resumed, 0);
+        assert_fetched(folder.path(), &weights());
+        let starts: Vec<_> = server.heads().iter().map(|head| range(head)).collect();
+        assert_eq!(starts, [Some(999), None]);
+    }
+
+    #[test]
+    fn errors_that_pass_are_tried_again() {
+        for status in [
+            "500 Internal Server Error",
+            "503 Service Unavailable",
+            "429 Too Many Requests",
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let server = Server::new(move |number, _, stream| match number {
+                0 | 1 => write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 4\r\n\r\noops"),
+                2 => Ok(()),
+                3 => write!(stream, "this is not HTTP\r\n\r\n"),
+                _ => whole(stream, VERSION, &weights(), usize::MAX),
+            });
+            run(&server.download(folder.path())).unwrap();
+            assert_fetched(folder.path(), &weights());
+            assert_eq!(server.heads().len(), 5);
+        }
+    }
+
+    #[test]
+    fn it_is_given_up_in_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, _, stream| write!(stream, "HTTP/1.1 502 Bad Gateway\r\n\r\n"));
+        let download = Download {
+            attempts: 3,
+            ..server.download(folder.path())
+        };
+        assert_eq!(
+            message(&download),
+            "given up, attempt 3 of 3: the server answered 502 Bad Gateway"
+        );
+        assert_eq!(server.heads().len(), 3);
+        assert!(names(folder.path()).is_empty());
+
+        // Nobody listens.
+        let url = server.download(folder.path()).url;
+        drop(server);
+        let download = Download {
+            attempts: 2,
+            url,
+            ..download
+        };
+        assert!(message(&download).starts_with("given up, attempt 2 of 2: "));
+
+        // A server that always breaks off at the same place and begins again.
+        let server = Server::new(|_, _, stream| whole(stream, "", &weights(), 2_000_000));
+        let download = Download {
+            attempts: 3,
+            ..server.download(folder.path())
+        };
+        assert!(
+            message(&download)
+                .starts_with("given up, attempt 3 of 3: broke off after 2000000 of 3000002 bytes")
+        );
+        assert_eq!(server.heads().len(), 3);
+    }
+
+    #[test]
+    fn errors_that_last_are_not() {
+        let nothing = sha256(b"");
+        let cases = [
+            (
+                "404 Not Found\r\nContent-Length: 0",
+                "",
+                None,
+                "the server answered 404 Not Found",
+            ),
+            (
+                "206 Partial Content\r\nContent-Length: 1",
+                "1",
+                None,
+                "the server answered 206 Partial Content",
+            ),
+            (
+                "200 OK\r\nContent-Length: 30",
+                "<html>The file has moved</html>",
+                None,
+                "not the file that was expected: no pickle; it starts with \"<html>The file has moved</html\"",
+            ),
+            (
+                "200 OK\r\nContent-Length: 2\r\nETag: \"v1\"",
+                "ab",
+                Some(nothing.clone()),
+                &format!("the file's SHA-256 is {}, expected {nothing}", sha256(b"ab")),
+            ),
+            (
+                "200 OK\r\nContent-Length: 5000000000",
+                "1",
+                None,
+                "the file has 5000000000 bytes, expected at most 4294967296",
+            ),
+            (
+                "200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2",
+                "\u{1f}x",
+                None,
+                "the server sent it compressed (gzip), unasked",
+            ),
+        ];
+        for (answer, body, expected_sha256, expected) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            let server = Server::new(move |_, _, stream| write!(stream, "HTTP/1.1 {answer}\r\n\r\n{body}"));
+            let mut download = server.download(folder.path());
+            download.expected_sha256 = expected_sha256;
+            download.check_start = |start| match start.starts_with(b"<") {
+                true => Err("no pickle".into()),
+                false => Ok(()),
+            };
+            assert_eq!(message(&download), expected);
+            assert_eq!(server.heads().len(), 1, "{answer}");
+            assert!(names(folder.path()).is_empty(), "{answer}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut download = Download::new("http://127.0.0.1:1/", folder.path().join("weights"));
+        download.expected_sha256 = Some("123".into());
+        assert_eq!(
+            message(&download),
+            "the expected SHA-256 is \"123\", not 64 hexadecimal digits"
+        );
+        for url in ["ftp://127.0.0.1/x", "weights", "http://", ""] {
+            let download = Download {
+                url: url.into(),
+                proxy: None,
+                ..Download::new("", folder.path().join("weights"))
+            };
+            message(&download);
+        }
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_body_without_end() {
+        // Written until the client hangs up; 64 MB at most, so that a failure ends too.
+        fn endless(stream: &mut TcpStream, headers: &str) -> io::Result<()> {
+            write!(stream, "HTTP/1.1 200 OK\r\n{headers}\r\n")?;
+            (0..64).try_for_each(|_| {
+                let chunk = vec![b'x'; 1_000_000];
+                if headers.contains("chunked") {
+                    write!(stream, "{:x}\r\n", chunk.len())?;
+                }
+                stream.write_all(&chunk)?;
+                stream.write_all(if headers.contains("chunked") { b"\r\n" } else { b"" })
+            })
+        }
+        for headers in ["", "Transfer-Encoding: chunked\r\nETag: \"v1\"\r\n"] {
+            let folder = tempfile::tempdir().unwrap();
+            let server = Server::new(move |_, _, stream| endless(stream, headers));
+            let download = Download {
+                max_bytes: 5_000_000,
+                ..server.download(folder.path())
+            };
+            assert_eq!(message(&download), "the server sent more than 5000000 bytes");
+            assert_eq!(server.heads().len(), 1);
+            assert!(names(folder.path()).is_empty());
+        }
+        // Where a length is given, what comes behind it is not taken.
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, _, stream| endless(stream, "Content-Length: 700000\r\n"));
+        assert_eq!(run(&server.download(folder.path())).unwrap().bytes, 700_000);
+    }
+
+    #[test]
+    fn a_body_of_unknown_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, _, stream| {
+            write!(stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+            for chunk in weights().chunks(100_000) {
+                write!(stream, "{:x}\r\n", chunk.len())?;
+                stream.write_all(chunk)?;
+                stream.write_all(b"\r\n")?;
+            }
+            stream.write_all(b"0\r\n\r\n")
+        });
+        assert_eq!(run(&server.download(folder.path())).unwrap().bytes, 3_000_002);
+        assert_fetched(folder.path(), &weights());
+    }
+
+    #[test]
+    fn slow_is_not_silent() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|number, head, stream| match number {
+            // Slower in all than the silence allowed, but never silent for as long.
+            0 => {
+                whole(stream, VERSION, b"slow as it is", 0)?;
+                for byte in b"slow as it i" {
+                    sleep(Duration::from_millis(100));
+                    stream.write_all(&[*byte])?;
+                }
+                // Now silent; the client hangs up.
+                sleep(Duration::from_millis(1_300));
+                Ok(())
+            }
+            // Not even a status.
+            1 => {
+                sleep(Duration::from_millis(1_300));
+                Ok(())
+            }
+            _ => ranged(head, stream, b"slow as it is", usize::MAX),
+        });
+        let begun = Instant::now();
+        run(&Download {
+            silence: Duration::from_secs(1),
+            ..server.download(folder.path())
+        })
+        .unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert_fetched(folder.path(), b"slow as it is");
+        let starts: Vec<_> = server.heads().iter().map(|head| range(head)).collect();
+        assert_eq!(starts, [None, Some(12), Some(12)]);
+    }
+
+    #[test]
+    fn redirects_are_followed_and_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, head, stream| match head.starts_with("get /moved ") {
+            true => whole(stream, VERSION, &weights(), usize::MAX),
+            false => write!(
+                stream,
+                "HTTP/1.1 302 Found\r\nLocation: /moved\r\nContent-Length: 0\r\n\r\n"
+            ),
+        });
+        run(&server.download(folder.path())).unwrap();
+        assert_fetched(folder.path(), &weights());
+
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, _, stream| {
+            write!(
+                stream,
+                "HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n"
+            )
+        });
+        assert_eq!(message(&server.download(folder.path())), "too many redirects");
+        assert_eq!(server.heads().len(), MAX_REDIRECTS as usize + 1);
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_server_without_tls() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, _, stream| write!(stream, "HTTP/1.1 200 OK\r\n\r\n"));
+        let download = server.download(folder.path());
+        let url = download.url.replace("http://", "https://");
+        let message = message(&Download {
+            url,
+            attempts: 1,
+            ..download
+        });
+        assert!(
+            message.starts_with("given up, attempt 1 of 1: timeout: "),
+            "{message}"
+        );
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_failed_download_leaves_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("weights"), "old").unwrap();
+        let server = Server::new(|_, _, stream| write!(stream, "HTTP/1.1 403 Forbidden\r\n\r\n"));
+        message(&server.download(folder.path()));
+        assert_fetched(folder.path(), b"old");
+    }
+
+    #[test]
+    fn one_download_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, _, stream| whole(stream, VERSION, &weights(), usize::MAX));
+        let download = server.download(folder.path());
+        let other = AtomicFile::create(&download.target).unwrap();
+        assert!(message(&download).ends_with("weights.part is being written by another process"));
+        assert!(server.heads().is_empty());
+        drop(other);
+        run(&download).unwrap();
+    }
+}

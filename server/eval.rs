@@ -1,0 +1,80 @@
+//! `ernie-vil eval`: pairs to the recall table in one go.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use ernie_vil::pairs::{PairReader, count_rows};
+use ernie_vil::recall::{self, Report};
+use ernie_vil::vectors::Embeddings;
+
+use crate::cli;
+use crate::model::{Model, Towers};
+use crate::pipeline::{self, Options, Times};
+use crate::progress::{Progress, Unit};
+use crate::{builtin, score};
+
+pub fn run(args: &cli::Eval, global: &cli::Global) -> Result<()> {
+    let model = Model::load(args.model.model.as_deref(), Towers::BOTH, args.device.device, global.quiet)?;
+    let progress = Progress::new("evaluating", Unit::Items("pairs"), global.quiet);
+    match &args.input {
+        Some(path) => {
+            let name = path.display().to_string();
+            let open = || {
+                let file = File::open(path).with_context(|| name.clone())?;
+                Ok::<_, anyhow::Error>(BufReader::with_capacity(1 << 18, file))
+            };
+            let total = count_rows(open()?).with_context(|| name.clone())?;
+            progress.set_total(Some(total));
+            evaluate(&model, open()?, &name, args, global, progress)
+        }
+        None => {
+            if !global.quiet {
+                eprintln!("note: no --input given, so these are the 40 recorded test pairs");
+            }
+            progress.set_total(Some(40));
+            evaluate(&model, builtin::PAIRS, "the recorded pairs", args, global, progress)
+        }
+    }
+}
+
+fn evaluate(
+    model: &Model,
+    input: impl BufRead + Send,
+    name: &str,
+    args: &cli::Eval,
+    global: &cli::Global,
+    progress: Progress,
+) -> Result<()> {
+    let options = Options {
+        batch_size: args.rows.batch_size as usize,
+        on_error: args.rows.on_error,
+    };
+    let (start, times) = (Instant::now(), Times::default());
+    let (mut texts, mut images, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    pipeline::run(model, PairReader::new(input), name, &options, &times, |batch| {
+        progress.add((batch.ids.len() + batch.skipped.len()) as u64);
+        texts.extend_from_slice(batch.text.data());
+        images.extend_from_slice(batch.image.data());
+        skipped.extend(batch.skipped);
+        Ok(())
+    })?;
+    let embedded = start.elapsed();
+    drop(progress);
+    let side = |values: Vec<f32>, width: usize| Embeddings::new(values.len() / width, width, values);
+    let text = side(texts, model.config().text.width)?;
+    let image = side(images, model.config().image.width)?;
+    let start = Instant::now();
+    let ranks = recall::ranks(&text, &image, recall::Options::default()).with_context(|| name.to_owned())?;
+    let report = Report::new(&ranks)?;
+    if !global.quiet {
+        eprintln!("{}", pipeline::summary(text.rows() as u64, embedded, &times));
+        eprintln!("scored in {:.2} s", start.elapsed().as_secs_f64());
+    }
+    for row in &skipped {
+        eprintln!("skipped line {}: {}", row.line, row.reason);
+    }
+    score::print(&report, args.format, model.config().published);
+    Ok(())
+}

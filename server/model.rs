@@ -1,0 +1,207 @@
+//! Model folders on the disk, and models in memory.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::Device;
+use ernie_vil::text::{Tokenizer, Vocabulary};
+use ernie_vil::towers::{DualEncoder, Engine};
+use ernie_vil::vectors::Embeddings;
+use ernie_vil::weights::{Manifest, SafetensorsFile, TensorSource};
+use ernie_vil::{ErnieConfig, ModelConfig};
+use memmap2::Mmap;
+
+use crate::builtin;
+use crate::cli;
+
+/// The files of a model folder.
+pub const CONFIG: &str = "config.json";
+pub const VOCAB: &str = "vocab.txt";
+pub const IMAGE: &str = "image.safetensors";
+pub const TEXT: &str = "text.safetensors";
+pub const MANIFEST: &str = "manifest.json";
+
+/// A configuration or manifest larger than this is none.
+const LARGEST_JSON: u64 = 1 << 20;
+/// So is a larger vocabulary; the published one has 416 kB.
+const LARGEST_VOCAB: u64 = 64 << 20;
+
+/// Which towers a command needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Towers {
+    pub image: bool,
+    pub text: bool,
+}
+
+impl Towers {
+    pub const BOTH: Self = Self {
+        image: true,
+        text: true,
+    };
+}
+
+/// A tokenizer and the towers.
+pub struct Model {
+    pub tokenizer: Tokenizer,
+    pub encoder: DualEncoder,
+}
+
+impl Model {
+    /// Loads a model folder, or the recorded model where there is none, of which it says so unless `quiet`.
+    pub fn load(folder: Option<&Path>, towers: Towers, device: cli::Device, quiet: bool) -> Result<Self> {
+        match folder {
+            Some(folder) => Self::open(folder, towers, device),
+            None => {
+                if !quiet {
+                    eprintln!("{}", builtin::NOTICE);
+                }
+                builtin::model(device)
+            }
+        }
+    }
+
+    fn open(folder: &Path, towers: Towers, device: cli::Device) -> Result<Self> {
+        let config = read_config(folder)?;
+        check_sizes(folder, &read_manifest(folder)?)?;
+        let path = folder.join(VOCAB);
+        let tokenizer = tokenizer(&read(&path, LARGEST_VOCAB)?, &config.text)
+            .with_context(|| path.display().to_string())?;
+        let load = |name: &str, wanted: bool, towers: Towers| {
+            if !wanted {
+                return Ok(None);
+            }
+            let path = folder.join(name);
+            let bytes = map(&path)?;
+            let loaded = SafetensorsFile::parse(&bytes).and_then(|source| {
+                let source: &dyn TensorSource = &source;
+                encoder(
+                    config.clone(),
+                    towers.image.then_some(source),
+                    towers.text.then_some(source),
+                    device,
+                )
+            });
+            loaded.map(Some).with_context(|| path.display().to_string())
+        };
+        let only = |image, text| Towers { image, text };
+        let (image, text) = rayon::join(
+            || load(IMAGE, towers.image, only(true, false)),
+            || load(TEXT, towers.text, only(false, true)),
+        );
+        let (image, text) = (image?, text?);
+        Ok(Self {
+            tokenizer,
+            encoder: DualEncoder {
+                image: image.and_then(|e| e.image),
+                text: text.and_then(|e| e.text),
+                config,
+            },
+        })
+    }
+
+    /// Makes a model of parts that are in memory.
+    pub fn from_parts(
+        config: ModelConfig,
+        vocab: &[u8],
+        weights: &dyn TensorSource,
+        device: cli::Device,
+    ) -> Result<Self> {
+        Ok(Self {
+            tokenizer: tokenizer(vocab, &config.text).context("the vocabulary")?,
+            encoder: encoder(config, Some(weights), Some(weights), device).context("the weights")?,
+        })
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.encoder.config
+    }
+
+    /// The ids of a caption as the text tower takes them.
+    pub fn encode(&self, caption: &str) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode(caption, self.config().max_text_tokens)?)
+    }
+
+    pub fn embed_captions(&self, ids: &[&[u32]]) -> Result<Embeddings> {
+        let text = self.encoder.text.as_ref().context("the text tower is not loaded")?;
+        Ok(text.embed(ids)?)
+    }
+
+    pub fn embed_images(&self, pixels: &[f32]) -> Result<Embeddings> {
+        let image = self.encoder.image.as_ref().context("the image tower is not loaded")?;
+        Ok(image.embed(pixels)?)
+    }
+}
+
+fn encoder(
+    config: ModelConfig,
+    image: Option<&dyn TensorSource>,
+    text: Option<&dyn TensorSource>,
+    device: cli::Device,
+) -> ernie_vil::Result<DualEncoder> {
+    let engine = match device {
+        cli::Device::Cpu => Engine::Auto,
+        cli::Device::Flex => Engine::Burn,
+    };
+    DualEncoder::load(config, image, text, &Device::flex(), engine)
+}
+
+/// Reads a vocabulary and checks that the word table has a row for each word.
+pub fn tokenizer(vocab: &[u8], text: &ErnieConfig) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::new(Vocabulary::parse(vocab)?)?;
+    ensure!(
+        tokenizer.rows() <= text.vocab_size,
+        "the largest id is {}, but the model's word table has {} rows",
+        tokenizer.rows() - 1,
+        text.vocab_size
+    );
+    Ok(tokenizer)
+}
+
+pub fn read_config(folder: &Path) -> Result<ModelConfig> {
+    let path = folder.join(CONFIG);
+    let json = read(&path, LARGEST_JSON)
+        .with_context(|| format!("{} is not a model folder (`ernie-vil convert` makes one)", folder.display()))?;
+    ModelConfig::from_json(&json).with_context(|| path.display().to_string())
+}
+
+pub fn read_manifest(folder: &Path) -> Result<Manifest> {
+    let path = folder.join(MANIFEST);
+    Manifest::from_json(&read(&path, LARGEST_JSON)?).with_context(|| path.display().to_string())
+}
+
+/// Checks every file's size, which tells a broken copy at no cost; `info --verify` compares the sums.
+fn check_sizes(folder: &Path, manifest: &Manifest) -> Result<()> {
+    for file in &manifest.files {
+        let path = folder.join(&file.name);
+        let size = fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+        ensure!(
+            size == file.size,
+            "{} has {size} bytes, expected {} (by {MANIFEST}); was it copied whole?",
+            path.display(),
+            file.size
+        );
+    }
+    for name in [CONFIG, VOCAB, IMAGE, TEXT] {
+        if !manifest.files.iter().any(|file| file.name == name) {
+            bail!("{} does not list {name}", folder.join(MANIFEST).display());
+        }
+    }
+    Ok(())
+}
+
+/// Reads a whole file of at most `limit` bytes.
+pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let size = fs::metadata(path).with_context(|| path.display().to_string())?.len();
+    ensure!(size <= limit, "{} has {size} bytes, expected at most {limit}", path.display());
+    fs::read(path).with_context(|| path.display().to_string())
+}
+
+/// Maps a file into memory: it is read as it is used, and its pages can be dropped again.
+pub fn map(path: &Path) -> Result<Mmap> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    // SAFETY: as everywhere where files are mapped, this stands on nobody changing the file while it is
+    // in use. Values that change would give other numbers; they are never used as sizes or addresses
+    // twice.
+    unsafe { Mmap::map(&file) }.with_context(|| format!("mapping {}", path.display()))
+}

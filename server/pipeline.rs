@@ -1,0 +1,277 @@
+//! Pairs to vectors: one thread reads, all cores decode and preprocess, the model computes, in order.
+//!
+//! The three stages work at the same time on batches that follow each other, with at most
+//! [`AHEAD`] finished batches between two of them, so memory is bounded by a few batches.
+
+use std::io::BufRead;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
+use ernie_vil::pairs::{Pair, PairReader, Position};
+use ernie_vil::vectors::Embeddings;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::OnError;
+use crate::model::Model;
+
+/// Batches that wait between two stages at most.
+const AHEAD: usize = 2;
+
+/// A row that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Its line, from 1.
+    pub line: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// The vectors of a batch, and where the input stands after it.
+pub struct Batch {
+    /// The rows' image ids, or their lines where they have none.
+    pub ids: Vec<String>,
+    pub text: Embeddings,
+    pub image: Embeddings,
+    pub skipped: Vec<Skipped>,
+    /// The place after the batch's last row.
+    pub position: Position,
+}
+
+/// Seconds that the stages were busy, added up over all threads.
+#[derive(Debug, Default)]
+pub struct Times {
+    read: AtomicU64,
+    decode: AtomicU64,
+    preprocess: AtomicU64,
+    tokenize: AtomicU64,
+    image_tower: AtomicU64,
+    text_tower: AtomicU64,
+}
+
+impl Times {
+    fn measure<T>(counter: &AtomicU64, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        counter.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        result
+    }
+
+    /// Each stage's name and busy time; the first four may be several threads', the towers take turns.
+    pub fn stages(&self) -> [(&'static str, Duration); 6] {
+        let get = |counter: &AtomicU64| Duration::from_nanos(counter.load(Ordering::Relaxed));
+        [
+            ("read", get(&self.read)),
+            ("decode", get(&self.decode)),
+            ("preprocess", get(&self.preprocess)),
+            ("tokenize", get(&self.tokenize)),
+            ("image tower", get(&self.image_tower)),
+            ("text tower", get(&self.text_tower)),
+        ]
+    }
+}
+
+pub struct Options {
+    pub batch_size: usize,
+    pub on_error: OnError,
+}
+
+/// Sends every batch of `reader` through the model, in order, to `sink`. `name` is the input's, for
+/// messages.
+pub fn run<R: BufRead + Send>(
+    model: &Model,
+    reader: PairReader<R>,
+    name: &str,
+    options: &Options,
+    times: &Times,
+    mut sink: impl FnMut(Batch) -> Result<()>,
+) -> Result<()> {
+    let (to_prepare, raw) = sync_channel(AHEAD);
+    let (to_model, prepared) = sync_channel(AHEAD);
+    std::thread::scope(|scope| {
+        // Each stage ends when the one before it has, or when the one after it no longer listens.
+        scope.spawn(move || read_batches(reader, options, times, &to_prepare));
+        scope.spawn(move || prepare_batches(model, raw, options, times, &to_model));
+        for batch in prepared {
+            let batch: Prepared = batch.with_context(|| name.to_owned())?;
+            sink(embed(model, batch, times).with_context(|| name.to_owned())?)?;
+        }
+        Ok(())
+    })
+}
+
+/// A batch as it was read.
+struct Raw {
+    rows: Vec<Result<Pair, Skipped>>,
+    position: Position,
+}
+
+fn read_batches<R: BufRead>(
+    mut reader: PairReader<R>,
+    options: &Options,
+    times: &Times,
+    out: &SyncSender<Result<Raw>>,
+) {
+    loop {
+        let mut rows = Vec::with_capacity(options.batch_size);
+        let mut failure = None;
+        Times::measure(&times.read, || {
+            while rows.len() < options.batch_size {
+                let line = reader.position().line();
+                match reader.next() {
+                    None => break,
+                    Some(Ok(pair)) => rows.push(Ok(pair)),
+                    // A row that is not text; the reader goes on after it.
+                    Some(Err(error)) if error.code() == "pairs" && options.on_error == OnError::Skip => {
+                        rows.push(Err(Skipped {
+                            line,
+                            reason: error.to_string(),
+                        }));
+                    }
+                    Some(Err(error)) => {
+                        failure = Some(error);
+                        break;
+                    }
+                }
+            }
+        });
+        let is_last = rows.len() < options.batch_size;
+        let raw = Raw {
+            rows,
+            position: reader.position(),
+        };
+        // Rows before a failure are finished first.
+        if (!raw.rows.is_empty() && out.send(Ok(raw)).is_err()) || is_last {
+            if let Some(error) = failure {
+                let _ = out.send(Err(error.into()));
+            }
+            return;
+        }
+    }
+}
+
+/// A batch as the towers take it.
+struct Prepared {
+    ids: Vec<String>,
+    captions: Vec<Vec<u32>>,
+    pixels: Vec<f32>,
+    skipped: Vec<Skipped>,
+    position: Position,
+}
+
+fn prepare_batches(
+    model: &Model,
+    raw: Receiver<Result<Raw>>,
+    options: &Options,
+    times: &Times,
+    out: &SyncSender<Result<Prepared>>,
+) {
+    let preprocessor = Preprocessor::new(model.config().image.image_size);
+    for batch in raw {
+        let prepared = batch.map(|batch| prepare(model, batch, &preprocessor, times));
+        let (prepared, error) = match prepared {
+            Ok(mut prepared) if options.on_error == OnError::Stop && !prepared.skipped.is_empty() => {
+                // The rows before the first bad one are still good.
+                let first = prepared.skipped.remove(0);
+                (None, Some(anyhow!("line {}: {}", first.line, first.reason)))
+            }
+            Ok(prepared) => (Some(prepared), None),
+            Err(error) => (None, Some(error)),
+        };
+        let is_over = error.is_some();
+        for message in prepared.into_iter().map(Ok).chain(error.map(Err)) {
+            if out.send(message).is_err() {
+                return;
+            }
+        }
+        if is_over {
+            return;
+        }
+    }
+}
+
+fn prepare(model: &Model, batch: Raw, preprocessor: &Preprocessor, times: &Times) -> Prepared {
+    let values = preprocessor.values();
+    let mut pixels = vec![0.0; batch.rows.len() * values];
+    let rows: Vec<Result<(String, Vec<u32>), Skipped>> = batch
+        .rows
+        .into_par_iter()
+        .zip(pixels.par_chunks_exact_mut(values))
+        .map(|(row, pixels)| {
+            let pair = row?;
+            let skipped = |error: anyhow::Error| Skipped {
+                line: pair.line,
+                reason: format!("{error:#}"),
+            };
+            let caption = Times::measure(&times.tokenize, || model.encode(&pair.caption)).map_err(skipped)?;
+            let image = Times::measure(&times.decode, || {
+                decode_base64(&pair.image).and_then(|bytes| decode(&bytes, &Limits::default()))
+            })
+            .map_err(|error| skipped(error.into()))?;
+            Times::measure(&times.preprocess, || {
+                preprocessor.tensor_into(&preprocessor.crop(&image), pixels);
+            });
+            Ok((pair.image_id.unwrap_or_else(|| pair.line.to_string()), caption))
+        })
+        .collect();
+    let mut prepared = Prepared {
+        ids: Vec::new(),
+        captions: Vec::new(),
+        pixels: Vec::new(),
+        skipped: Vec::new(),
+        position: batch.position,
+    };
+    // Good rows move up over the gaps that skipped ones leave.
+    for (i, row) in rows.into_iter().enumerate() {
+        match row {
+            Ok((id, caption)) => {
+                let to = prepared.ids.len() * values;
+                if i * values != to {
+                    pixels.copy_within(i * values..(i + 1) * values, to);
+                }
+                prepared.ids.push(id);
+                prepared.captions.push(caption);
+            }
+            Err(skipped) => prepared.skipped.push(skipped),
+        }
+    }
+    pixels.truncate(prepared.ids.len() * values);
+    prepared.pixels = pixels;
+    prepared
+}
+
+fn embed(model: &Model, batch: Prepared, times: &Times) -> Result<Batch> {
+    let captions: Vec<&[u32]> = batch.captions.iter().map(Vec::as_slice).collect();
+    let text = Times::measure(&times.text_tower, || model.embed_captions(&captions))?;
+    let image = Times::measure(&times.image_tower, || model.embed_images(&batch.pixels))?;
+    Ok(Batch {
+        ids: batch.ids,
+        text,
+        image,
+        skipped: batch.skipped,
+        position: batch.position,
+    })
+}
+
+/// What a run took, for people: the rate, and each stage's share.
+pub fn summary(rows: u64, elapsed: Duration, times: &Times) -> String {
+    let seconds = elapsed.as_secs_f64();
+    let stages = times.stages();
+    let busiest = stages[4..].iter().max_by_key(|(_, time)| *time).map_or("", |(name, _)| name);
+    let towers: Duration = stages[4..].iter().map(|(_, time)| *time).sum();
+    // The model waits for nothing but its input: where it was idle, reading and decoding held it up.
+    let bound = match towers.as_secs_f64() / seconds.max(1e-9) {
+        busy if busy > 0.7 => busiest,
+        _ => "reading and decoding",
+    };
+    let list: Vec<String> =
+        stages.iter().map(|(name, time)| format!("{name} {:.2} s", time.as_secs_f64())).collect();
+    format!(
+        "{rows} pairs in {seconds:.2} s, {:.1} a second, bound by {bound} (busy: {})",
+        rows as f64 / seconds.max(1e-9),
+        list.join(", ")
+    )
+}

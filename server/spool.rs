@@ -1,0 +1,203 @@
+//! The vectors of a run that is under way, kept so that it can be resumed.
+//!
+//! Rows are appended to `OUTPUT.rows`. Every so often they are brought to the disk, and then
+//! `OUTPUT.rows.json` says, by one rename, how far the run has come: that many bytes of rows, and that
+//! place in the input. A run that breaks off loses what came after; resuming cuts the rows there, so
+//! none is lost and none is there twice.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use ernie_vil::pairs::Position;
+use serde::{Deserialize, Serialize};
+
+use crate::atomic_file::{AtomicFile, beside};
+use crate::pipeline::{Batch, Skipped};
+
+/// How often the rows are brought to the disk.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// No row id may be longer.
+const LONGEST_ID: usize = 1 << 16;
+
+/// What must be the same for a run to be resumed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The input's path and size.
+    pub input: PathBuf,
+    pub input_bytes: u64,
+    pub fingerprint: String,
+    pub max_tokens: usize,
+    pub skips_bad_rows: bool,
+    pub text_dimensions: usize,
+    pub image_dimensions: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    job: Job,
+    rows: u64,
+    bytes: u64,
+    input_rows: u64,
+    input_offset: u64,
+    skipped: Vec<Skipped>,
+}
+
+/// The rows so far.
+pub struct Spool {
+    file: BufWriter<File>,
+    path: PathBuf,
+    state: State,
+    saved: Instant,
+}
+
+impl Spool {
+    fn paths(output: &Path) -> (PathBuf, PathBuf) {
+        (beside(output, ".rows"), beside(output, ".rows.json"))
+    }
+
+    /// Starts anew, or with `resume` where an earlier run of the same job broke off.
+    pub fn open(output: &Path, job: Job, resume: bool) -> Result<Self> {
+        let (path, state_path) = Self::paths(output);
+        let state = match fs::read(&state_path) {
+            Ok(json) if resume => {
+                let state: State = serde_json::from_slice(&json)
+                    .with_context(|| format!("{} is damaged; run without --resume", state_path.display()))?;
+                if state.job != job {
+                    bail!(
+                        "{} belongs to another run (its input, model or settings differ); run without --resume",
+                        state_path.display()
+                    );
+                }
+                state
+            }
+            Err(error) if resume && error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| state_path.display().to_string());
+            }
+            _ => State {
+                job,
+                rows: 0,
+                bytes: 0,
+                input_rows: 0,
+                input_offset: 0,
+                skipped: Vec::new(),
+            },
+        };
+        if let Some(folder) = output.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        let in_rows = || path.display().to_string();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(in_rows)?;
+        file.try_lock()
+            .with_context(|| format!("{} is in use by another run", path.display()))?;
+        let length = file.metadata().with_context(in_rows)?.len();
+        ensure!(
+            length >= state.bytes,
+            "{} has {length} bytes, expected at least {}; run without --resume",
+            path.display(),
+            state.bytes
+        );
+        file.set_len(state.bytes).with_context(in_rows)?;
+        file.seek(SeekFrom::End(0)).with_context(in_rows)?;
+        let mut spool = Self {
+            file: BufWriter::with_capacity(1 << 20, file),
+            path,
+            state,
+            saved: Instant::now(),
+        };
+        spool.save()?;
+        Ok(spool)
+    }
+
+    /// Where the input goes on.
+    pub fn position(&self) -> Position {
+        Position {
+            rows: self.state.input_rows,
+            offset: self.state.input_offset,
+        }
+    }
+
+    pub fn rows(&self) -> u64 {
+        self.state.rows
+    }
+
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.state.skipped
+    }
+
+    /// Appends a batch.
+    pub fn push(&mut self, batch: Batch) -> Result<()> {
+        let mut bytes = Vec::new();
+        for (row, id) in batch.ids.iter().enumerate() {
+            ensure!(id.len() <= LONGEST_ID, "an image id of {} bytes, expected at most {LONGEST_ID}", id.len());
+            bytes.extend((id.len() as u32).to_le_bytes());
+            bytes.extend(id.as_bytes());
+            for x in batch.text.row(row).iter().chain(batch.image.row(row)) {
+                bytes.extend(x.to_le_bytes());
+            }
+        }
+        self.file.write_all(&bytes).with_context(|| format!("writing {}", self.path.display()))?;
+        self.state.bytes += bytes.len() as u64;
+        self.state.rows += batch.ids.len() as u64;
+        self.state.input_rows = batch.position.rows;
+        self.state.input_offset = batch.position.offset;
+        self.state.skipped.extend(batch.skipped);
+        if self.saved.elapsed() >= INTERVAL {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Brings everything to the disk, first the rows, then how many there are.
+    pub fn save(&mut self) -> Result<()> {
+        let in_rows = || format!("writing {}", self.path.display());
+        self.file.flush().with_context(in_rows)?;
+        self.file.get_ref().sync_data().with_context(in_rows)?;
+        let mut file = AtomicFile::create(&beside(&self.path, ".json"))?;
+        file.write_all(&serde_json::to_vec(&self.state)?).with_context(in_rows)?;
+        file.commit()?;
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    /// Hands every row to `take`: its id, text vector and image vector.
+    pub fn for_each(&mut self, mut take: impl FnMut(&str, &[f32], &[f32]) -> Result<()>) -> Result<()> {
+        self.save()?;
+        let in_rows = || format!("reading {}", self.path.display());
+        let mut file = self.file.get_ref();
+        file.seek(SeekFrom::Start(0)).with_context(in_rows)?;
+        let mut reader = BufReader::with_capacity(1 << 20, file);
+        let (text, image) = (self.state.job.text_dimensions, self.state.job.image_dimensions);
+        let mut bytes = vec![0; (text + image) * 4];
+        let mut id = Vec::new();
+        for _ in 0..self.state.rows {
+            let mut length = [0; 4];
+            reader.read_exact(&mut length).with_context(in_rows)?;
+            let length = u32::from_le_bytes(length) as usize;
+            ensure!(length <= LONGEST_ID, "{} is damaged; run without --resume", self.path.display());
+            id.resize(length, 0);
+            reader.read_exact(&mut id).with_context(in_rows)?;
+            reader.read_exact(&mut bytes).with_context(in_rows)?;
+            let values: Vec<f32> =
+                bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            take(&String::from_utf8_lossy(&id), &values[..text], &values[text..])?;
+        }
+        Ok(())
+    }
+
+    /// Removes both files: the output is complete.
+    pub fn remove(self) -> Result<()> {
+        for path in [&beside(&self.path, ".json"), &self.path] {
+            fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,194 @@
+//! From named tensors to the layers of either implementation.
+
+use std::borrow::Cow;
+
+use burn::module::Param;
+use burn::nn;
+use burn::tensor::{Device, Tensor, TensorData as BurnData};
+use half::slice::HalfFloatSliceExt;
+
+use crate::kernels::{LayerNorm, Linear, PackedMatrix};
+use crate::weights::{TensorData, TensorSource};
+use crate::{Error, Result};
+
+/// Some columns of a linear layer's weight and bias.
+pub(super) struct Columns {
+    name: String,
+    of: usize,
+    start: usize,
+    count: usize,
+}
+
+impl Columns {
+    /// All `count` columns of the layer `name`.
+    pub(super) fn all(name: &str, count: usize) -> Self {
+        Self::part(name, count, 0, count)
+    }
+
+    /// `count` columns from `start` on, of the layer `name`, which has `of`.
+    pub(super) fn part(name: &str, of: usize, start: usize, count: usize) -> Self {
+        Self {
+            name: name.to_owned(),
+            of,
+            start,
+            count,
+        }
+    }
+}
+
+/// Reads tensors of known shapes.
+pub(super) struct Loader<'a>(pub(super) &'a dyn TensorSource);
+
+impl Loader<'_> {
+    /// A tensor as it is stored.
+    pub(super) fn read(&self, name: &str, shape: &[usize]) -> Result<TensorData<'_>> {
+        match self.0.shape(name) {
+            Some(found) if found == shape => self.0.read(name),
+            Some(found) => Err(Error::Weights(format!("{name} has the shape {found:?}, expected {shape:?}"))),
+            None => Err(Error::Weights(format!("{name} is missing"))),
+        }
+    }
+
+    /// A tensor in single precision.
+    pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        Ok(match self.read(name, shape)? {
+            TensorData::F32(values) => values.into_owned(),
+            TensorData::F16(values) => values.to_f32_vec(),
+        })
+    }
+
+    /// A normalisation for the host's kernels.
+    pub(super) fn norm(&self, name: &str, width: usize, epsilon: f64) -> Result<LayerNorm> {
+        Ok(LayerNorm {
+            scale: self.values(&format!("{name}.weight"), &[width])?,
+            shift: self.values(&format!("{name}.bias"), &[width])?,
+            epsilon: epsilon as f32,
+        })
+    }
+
+    /// A linear layer of the given columns, side by side, for the host's kernels.
+    pub(super) fn linear(&self, inputs: usize, parts: &[Columns]) -> Result<Linear> {
+        let mut bias = Vec::new();
+        let mut weights = Vec::new();
+        for part in parts {
+            let values = self.values(&format!("{}.bias", part.name), &[part.of])?;
+            bias.extend_from_slice(&values[part.start..part.start + part.count]);
+            let weight = self.read(&format!("{}.weight", part.name), &[inputs, part.of])?;
+            weights.push((weight, part));
+        }
+        let weight = PackedMatrix::pack(inputs, bias.len(), true, |row, mut column, mut out| {
+            for (weight, part) in &weights {
+                if column >= part.count {
+                    column -= part.count;
+                    continue;
+                }
+                let (now, later) = out.split_at_mut(out.len().min(part.count - column));
+                let from = row * part.of + part.start + column;
+                match weight {
+                    TensorData::F32(values) => now.copy_from_slice(&values[from..from + now.len()]),
+                    TensorData::F16(values) => values[from..from + now.len()].convert_to_f32_slice(now),
+                }
+                (out, column) = (later, 0);
+                if out.is_empty() {
+                    break;
+                }
+            }
+        });
+        Ok(Linear { weight, bias })
+    }
+
+    /// A tensor on a device.
+    pub(super) fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        device: &Device,
+    ) -> Result<Tensor<D>> {
+        let values = self.values(name, &shape)?;
+        Ok(Tensor::from_data(BurnData::new(values, shape), device))
+    }
+
+    /// A linear layer for Burn.
+    pub(super) fn burn_linear(
+        &self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        device: &Device,
+    ) -> Result<nn::Linear> {
+        Ok(nn::Linear {
+            weight: Param::from_tensor(self.tensor(&format!("{name}.weight"), [inputs, outputs], device)?),
+            bias: Some(Param::from_tensor(self.tensor(&format!("{name}.bias"), [outputs], device)?)),
+        })
+    }
+
+    /// A normalisation for Burn.
+    pub(super) fn burn_norm(
+        &self,
+        name: &str,
+        width: usize,
+        epsilon: f64,
+        device: &Device,
+    ) -> Result<nn::LayerNorm> {
+        let mut norm = nn::LayerNormConfig::new(width).with_epsilon(epsilon).init(device);
+        norm.gamma = Param::from_tensor(self.tensor(&format!("{name}.weight"), [width], device)?);
+        norm.beta = Some(Param::from_tensor(self.tensor(&format!("{name}.bias"), [width], device)?));
+        Ok(norm)
+    }
+}
+
+/// The sum of the tables that a token's embedding is made of, kept on the host: only the rows that a
+/// caption uses are ever looked at, and the word table alone is larger than some devices' largest buffer.
+pub(super) struct Words {
+    words: Table,
+    /// Row p: the position's embedding, and what is added to every token (sentence and task type 0).
+    positions: Vec<f32>,
+    width: usize,
+}
+
+/// Kept in the precision in which it was stored.
+enum Table {
+    F32(Vec<f32>),
+    F16(Vec<half::f16>),
+}
+
+impl Words {
+    pub(super) fn load(loader: &Loader<'_>, config: &crate::ErnieConfig) -> Result<Self> {
+        let width = config.width;
+        let words = match loader.read("text_model.word_emb.weight", &[config.vocab_size, width])? {
+            TensorData::F32(values) => Table::F32(Cow::into_owned(values)),
+            TensorData::F16(values) => Table::F16(Cow::into_owned(values)),
+        };
+        let mut positions = loader.values("text_model.pos_emb.weight", &[config.max_positions, width])?;
+        for (name, types) in [
+            ("text_model.sent_emb.weight", config.sentence_types),
+            ("text_model.task_emb.weight", config.task_types),
+        ] {
+            let Some(types) = types else { continue };
+            let table = loader.values(name, &[types, width])?;
+            for position in positions.chunks_exact_mut(width) {
+                for (x, t) in position.iter_mut().zip(&table[..width]) {
+                    *x += t;
+                }
+            }
+        }
+        Ok(Self {
+            words,
+            positions,
+            width,
+        })
+    }
+
+    /// Writes the embedding of the word `id` at `position` to `out` [width].
+    pub(super) fn embed(&self, id: u32, position: usize, out: &mut [f32]) {
+        let start = id as usize * self.width;
+        match &self.words {
+            Table::F32(values) => out.copy_from_slice(&values[start..start + self.width]),
+            Table::F16(values) => values[start..start + self.width].convert_to_f32_slice(out),
+        }
+        let position = &self.positions[position * self.width..][..self.width];
+        for (x, p) in out.iter_mut().zip(position) {
+            *x += p;
+        }
+    }
+}

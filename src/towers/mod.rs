@@ -1,0 +1,449 @@
+//! The image tower, the text tower, and the dual encoder that owns one of each.
+//!
+//! A tower's sizes come from its configuration and its weights from any
+//! [`TensorSource`](crate::weights::TensorSource). On the CPU it runs on the kernels of
+//! [`crate::kernels`]; on every other device, and wherever [`Engine::Burn`] is asked for, as a Burn module.
+//! Both compute the same, and both leave out what the embedding does not depend on:
+//!
+//! - in the last block only the first token's row is computed after keys and values;
+//! - captions are computed at their true length;
+//! - the word table stays on the host, and only the rows in use go to the device.
+
+mod ernie;
+mod host;
+mod load;
+mod vit;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+pub use ernie::Ernie;
+pub use vit::Vit;
+
+use crate::kernels::Rows;
+use crate::vectors::Embeddings;
+use crate::weights::{self, TensorSource};
+use crate::{ErnieConfig, Error, ModelConfig, Result, VitConfig};
+use host::{HostErnie, HostVit};
+use load::{Loader, Words};
+
+/// Which implementation runs a tower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// The kernels of this crate on the CPU, Burn elsewhere.
+    #[default]
+    Auto,
+    /// Burn on every device.
+    Burn,
+}
+
+impl Engine {
+    fn is_host(self, device: &Device) -> bool {
+        self == Engine::Auto && *device == Device::flex() && !device.is_autodiff()
+    }
+}
+
+/// What came out of one step of a tower, to compare with another implementation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The step's name: `visual.block.0.norm1`.
+    pub name: String,
+    /// The values' shape; rows of all sequences may stand behind one another.
+    pub shape: Vec<usize>,
+    /// The values, row-major.
+    pub values: Vec<f32>,
+}
+
+/// Writes down steps where somebody wants to see them.
+struct Observe<'a> {
+    prefix: &'static str,
+    inside: Option<String>,
+    steps: Option<&'a mut Vec<Step>>,
+}
+
+impl<'a> Observe<'a> {
+    fn new(prefix: &'static str, steps: Option<&'a mut Vec<Step>>) -> Self {
+        Self {
+            prefix,
+            inside: None,
+            steps,
+        }
+    }
+
+    /// What follows happens inside the block of this name.
+    fn enter(&mut self, block: std::fmt::Arguments<'_>) {
+        if self.steps.is_some() {
+            self.inside = Some(block.to_string());
+        }
+    }
+
+    fn leave(&mut self) {
+        self.inside = None;
+    }
+
+    fn push(&mut self, name: &str, shape: impl FnOnce() -> Vec<usize>, values: impl FnOnce() -> Vec<f32>) {
+        let Some(steps) = self.steps.as_deref_mut() else {
+            return;
+        };
+        let parts = [Some(self.prefix), self.inside.as_deref(), Some(name)];
+        let parts: Vec<&str> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
+        steps.push(Step {
+            name: parts.join("."),
+            shape: shape(),
+            values: values(),
+        });
+    }
+
+    fn rows(&mut self, name: &str, rows: &Rows<'_>) {
+        self.push(
+            name,
+            || vec![rows.rows, rows.width],
+            || (0..rows.rows).flat_map(|i| rows.row(i).to_vec()).collect(),
+        );
+    }
+
+    fn tensor<const D: usize>(&mut self, name: &str, tensor: &Tensor<D>) {
+        self.push(
+            name,
+            || tensor.dims().to_vec(),
+            || host_values(tensor.clone()),
+        );
+    }
+}
+
+enum ImageBody {
+    Host(Box<HostVit>),
+    Burn(Box<Vit>),
+}
+
+/// The image tower: normalised pixels to embeddings.
+pub struct ImageTower {
+    config: VitConfig,
+    device: Device,
+    body: ImageBody,
+}
+
+impl ImageTower {
+    /// Loads the tower's weights; other tensors of the source are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a size is out of range; [`Error::Weights`] lists every missing tensor and
+    /// every wrong shape.
+    pub fn load(source: &dyn TensorSource, config: &VitConfig, device: &Device, engine: Engine) -> Result<Self> {
+        config.validate()?;
+        weights::check(source, &weights::image_tensors(config))?;
+        let loader = Loader(source);
+        let body = match engine.is_host(device) {
+            true => ImageBody::Host(Box::new(HostVit::load(&loader, config)?)),
+            false => ImageBody::Burn(Box::new(Vit::load(&loader, config, device)?)),
+        };
+        Ok(Self {
+            config: config.clone(),
+            device: device.clone(),
+            body,
+        })
+    }
+
+    /// The tower's sizes.
+    pub fn config(&self) -> &VitConfig {
+        &self.config
+    }
+
+    /// Values of one image: 3 * image_size * image_size.
+    pub fn image_values(&self) -> usize {
+        3 * self.config.image_size * self.config.image_size
+    }
+
+    /// Pixels [batch, 3, image_size, image_size] to embeddings [batch, width], not normalised.
+    ///
+    /// # Panics
+    /// Where the tensor has another shape.
+    pub fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
+        let [batch, channels, height, width] = pixels.dims();
+        assert_eq!(
+            [channels, height, width],
+            [3, self.config.image_size, self.config.image_size],
+            "an image's shape"
+        );
+        match &self.body {
+            ImageBody::Burn(vit) => vit.forward(pixels),
+            ImageBody::Host(_) => {
+                let pixels = host_values(pixels);
+                let raw = self.embed_raw(&pixels).expect("the shape was checked");
+                Tensor::from_data(TensorData::new(raw, [batch, self.config.width]), &self.device)
+            }
+        }
+    }
+
+    /// Pixels [batch, 3, image_size, image_size] on the host to embeddings [batch, width] on the host, not
+    /// normalised.
+    ///
+    /// # Errors
+    /// [`Error::Image`] where the number of values is not a multiple of an image's.
+    pub fn embed_raw(&self, pixels: &[f32]) -> Result<Vec<f32>> {
+        let batch = self.batch(pixels)?;
+        Ok(match &self.body {
+            ImageBody::Host(vit) => {
+                let mut output = vec![0.0; batch * self.config.width];
+                vit.forward(pixels, &mut output);
+                output
+            }
+            ImageBody::Burn(vit) if batch > 0 => host_values(vit.forward(self.upload(pixels, batch))),
+            ImageBody::Burn(_) => Vec::new(),
+        })
+    }
+
+    /// As [`ImageTower::embed_raw`], each embedding divided by its length.
+    ///
+    /// # Errors
+    /// As [`ImageTower::embed_raw`].
+    pub fn embed(&self, pixels: &[f32]) -> Result<Embeddings> {
+        normalised(self.embed_raw(pixels)?, self.config.width)
+    }
+
+    /// As [`ImageTower::embed_raw`], with what comes out of every step instead of the embeddings.
+    ///
+    /// # Errors
+    /// As [`ImageTower::embed_raw`].
+    pub fn trace(&self, pixels: &[f32]) -> Result<Vec<Step>> {
+        let batch = self.batch(pixels)?;
+        let mut steps = Vec::new();
+        match &self.body {
+            ImageBody::Host(vit) => {
+                vit.forward_observed(pixels, &mut vec![0.0; batch * self.config.width], &mut steps);
+            }
+            ImageBody::Burn(vit) => {
+                vit.forward_observed(self.upload(pixels, batch), &mut Observe::new("visual", Some(&mut steps)));
+            }
+        }
+        Ok(steps)
+    }
+
+    fn batch(&self, pixels: &[f32]) -> Result<usize> {
+        if !pixels.len().is_multiple_of(self.image_values()) {
+            let size = self.config.image_size;
+            return Err(Error::Image(format!(
+                "{} values, expected a multiple of {} (3 x {size} x {size})",
+                pixels.len(),
+                self.image_values()
+            )));
+        }
+        Ok(pixels.len() / self.image_values())
+    }
+
+    fn upload(&self, pixels: &[f32], batch: usize) -> Tensor<4> {
+        let size = self.config.image_size;
+        Tensor::from_data(TensorData::new(pixels.to_vec(), [batch, 3, size, size]), &self.device)
+    }
+}
+
+enum TextBody {
+    Host(Box<HostErnie>),
+    Burn(Box<Ernie>),
+}
+
+/// The text tower: token ids to embeddings.
+pub struct TextTower {
+    config: ErnieConfig,
+    device: Device,
+    words: Words,
+    body: TextBody,
+}
+
+impl TextTower {
+    /// Loads the tower's weights; other tensors of the source are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a size is out of range; [`Error::Weights`] lists every missing tensor and
+    /// every wrong shape.
+    pub fn load(source: &dyn TensorSource, config: &ErnieConfig, device: &Device, engine: Engine) -> Result<Self> {
+        config.validate()?;
+        weights::check(source, &weights::text_tensors(config))?;
+        let loader = Loader(source);
+        let words = Words::load(&loader, config)?;
+        let body = match engine.is_host(device) {
+            true => TextBody::Host(Box::new(HostErnie::load(&loader, config)?)),
+            false => TextBody::Burn(Box::new(Ernie::load(&loader, config, device)?)),
+        };
+        Ok(Self {
+            config: config.clone(),
+            device: device.clone(),
+            words,
+            body,
+        })
+    }
+
+    /// The tower's sizes.
+    pub fn config(&self) -> &ErnieConfig {
+        &self.config
+    }
+
+    /// Captions, each its token ids (padding at the end may be there or not), to embeddings
+    /// [captions, width], not normalised.
+    ///
+    /// # Errors
+    /// [`Error::Text`] names the caption that is empty, starts with padding, is longer than the position
+    /// table, or has an id beyond the word table.
+    pub fn forward(&self, captions: &[&[u32]]) -> Result<Tensor<2>> {
+        let captions = self.check(captions)?;
+        Ok(match &self.body {
+            TextBody::Burn(ernie) => self.forward_burn(ernie, &captions),
+            TextBody::Host(_) => {
+                let raw = self.embed_checked(&captions);
+                Tensor::from_data(TensorData::new(raw, [captions.len(), self.config.width]), &self.device)
+            }
+        })
+    }
+
+    /// As [`TextTower::forward`], on the host.
+    ///
+    /// # Errors
+    /// As [`TextTower::forward`].
+    pub fn embed_raw(&self, captions: &[&[u32]]) -> Result<Vec<f32>> {
+        Ok(self.embed_checked(&self.check(captions)?))
+    }
+
+    /// As [`TextTower::embed_raw`], each embedding divided by its length.
+    ///
+    /// # Errors
+    /// As [`TextTower::forward`].
+    pub fn embed(&self, captions: &[&[u32]]) -> Result<Embeddings> {
+        normalised(self.embed_raw(captions)?, self.config.width)
+    }
+
+    /// As [`TextTower::embed_raw`], with what comes out of every step instead of the embeddings. The
+    /// captions are computed as one batch.
+    ///
+    /// # Errors
+    /// As [`TextTower::forward`].
+    pub fn trace(&self, captions: &[&[u32]]) -> Result<Vec<Step>> {
+        let captions = self.check(captions)?;
+        let mut steps = Vec::new();
+        match &self.body {
+            TextBody::Host(ernie) => {
+                let mut output = vec![0.0; captions.len() * self.config.width];
+                ernie.forward_observed(&self.words, &captions, &mut output, &mut steps);
+            }
+            TextBody::Burn(ernie) => {
+                let (embedded, key_bias) = self.upload(&captions);
+                ernie.forward_observed(embedded, key_bias, &mut Observe::new("text", Some(&mut steps)));
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Checks the captions and cuts the padding off their ends.
+    fn check<'a>(&self, captions: &[&'a [u32]]) -> Result<Vec<&'a [u32]>> {
+        let check = |(i, caption): (usize, &&'a [u32])| {
+            let tokens = caption.iter().rposition(|&id| id != 0).map_or(0, |last| last + 1);
+            let caption = &caption[..tokens];
+            let problem = if caption.first().is_none_or(|&id| id == 0) {
+                "it starts with padding (id 0) or is empty, expected [CLS] first".to_owned()
+            } else if tokens > self.config.max_positions {
+                format!("{tokens} tokens, expected at most {}", self.config.max_positions)
+            } else if let Some(id) = caption.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+                format!("the id {id}, expected less than {}", self.config.vocab_size)
+            } else {
+                return Ok(caption);
+            };
+            Err(Error::Text(format!("caption {i}: {problem}")))
+        };
+        captions.iter().enumerate().map(check).collect()
+    }
+
+    fn embed_checked(&self, captions: &[&[u32]]) -> Vec<f32> {
+        match &self.body {
+            TextBody::Host(ernie) => {
+                let mut output = vec![0.0; captions.len() * self.config.width];
+                ernie.forward(&self.words, captions, &mut output);
+                output
+            }
+            TextBody::Burn(_) if captions.is_empty() => Vec::new(),
+            TextBody::Burn(ernie) => host_values(self.forward_burn(ernie, captions)),
+        }
+    }
+
+    /// Captions of like length together: each group is padded to its longest only.
+    fn forward_burn(&self, ernie: &Ernie, captions: &[&[u32]]) -> Tensor<2> {
+        /// Lengths are rounded up to a multiple of this, so that a device sees few different shapes.
+        const STEP: usize = 8;
+        let length = |i: usize| captions[i].len().next_multiple_of(STEP);
+        let mut order: Vec<usize> = (0..captions.len()).collect();
+        order.sort_by_key(|&i| length(i));
+        let groups = order.chunk_by(|&a, &b| length(a) == length(b)).map(|group| {
+            let captions: Vec<&[u32]> = group.iter().map(|&i| captions[i]).collect();
+            let (embedded, key_bias) = self.upload(&captions);
+            ernie.forward(embedded, key_bias)
+        });
+        let sorted = Tensor::cat(groups.collect(), 0);
+        let mut place = vec![0i32; order.len()];
+        for (at, &i) in order.iter().enumerate() {
+            place[i] = at as i32;
+        }
+        let place = Tensor::from_data(TensorData::new(place, [order.len()]), &self.device);
+        sorted.select(0, place)
+    }
+
+    /// The embedded tokens [captions, longest, width] and the keys' bias [captions, 1, 1, longest].
+    fn upload(&self, captions: &[&[u32]]) -> (Tensor<3>, Tensor<4>) {
+        let width = self.config.width;
+        let longest = captions.iter().map(|c| c.len()).max().unwrap_or(0);
+        let mut embedded = vec![0.0; captions.len() * longest * width];
+        let mut key_bias = vec![-10_000.0f32; captions.len() * longest];
+        for (i, caption) in captions.iter().enumerate() {
+            for (position, &id) in caption.iter().enumerate() {
+                let row = i * longest + position;
+                self.words.embed(id, position, &mut embedded[row * width..][..width]);
+                if id != 0 {
+                    key_bias[row] = 0.0;
+                }
+            }
+        }
+        let batch = captions.len();
+        (
+            Tensor::from_data(TensorData::new(embedded, [batch, longest, width]), &self.device),
+            Tensor::from_data(TensorData::new(key_bias, [batch, 1, 1, longest]), &self.device),
+        )
+    }
+}
+
+/// Reads a tensor back to the host in single precision.
+fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_into_vec_as::<f32>().expect("a float tensor reads as f32")
+}
+
+fn normalised(raw: Vec<f32>, width: usize) -> Result<Embeddings> {
+    let mut embeddings = Embeddings::new(raw.len() / width, width, raw)?;
+    embeddings.normalise()?;
+    Ok(embeddings)
+}
+
+/// A model's two towers, either of which may be absent.
+pub struct DualEncoder {
+    /// What the model folder says of the model.
+    pub config: ModelConfig,
+    /// The image tower, where it was loaded.
+    pub image: Option<ImageTower>,
+    /// The text tower, where it was loaded.
+    pub text: Option<TextTower>,
+}
+
+impl DualEncoder {
+    /// Loads the towers for which there is a source.
+    ///
+    /// # Errors
+    /// Those of [`ImageTower::load`] and [`TextTower::load`].
+    pub fn load(
+        config: ModelConfig,
+        image: Option<&dyn TensorSource>,
+        text: Option<&dyn TensorSource>,
+        device: &Device,
+        engine: Engine,
+    ) -> Result<Self> {
+        config.validate()?;
+        Ok(Self {
+            image: image.map(|s| ImageTower::load(s, &config.image, device, engine)).transpose()?,
+            text: text.map(|s| TextTower::load(s, &config.text, device, engine)).transpose()?,
+            config,
+        })
+    }
+}

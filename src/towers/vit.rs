@@ -1,0 +1,146 @@
+//! The image tower as a Burn module, for any device.
+
+use burn::module::{Module, Param};
+use burn::nn;
+use burn::tensor::activation::{sigmoid, softmax};
+use burn::tensor::{Device, Tensor};
+
+use super::Observe;
+use super::load::Loader;
+use crate::{Result, VitConfig};
+
+/// A vision transformer: pre-norm blocks over patches and a class token.
+#[derive(Module, Debug)]
+pub struct Vit {
+    /// [3 * patch * patch, width]: a convolution whose stride is its size is a product with the patches.
+    patch_embed: Param<Tensor<2>>,
+    /// [1, 1, width]
+    class_embedding: Param<Tensor<3>>,
+    /// [1, tokens, width]
+    positional_embedding: Param<Tensor<3>>,
+    norm_pre: nn::LayerNorm,
+    blocks: Vec<VitBlock>,
+    norm_post: nn::LayerNorm,
+    patch_size: usize,
+}
+
+#[derive(Module, Debug)]
+struct VitBlock {
+    norm1: nn::LayerNorm,
+    /// [width, 3 * width], ordered query, key, value, then heads.
+    qkv: nn::Linear,
+    proj: nn::Linear,
+    norm2: nn::LayerNorm,
+    fc1: nn::Linear,
+    fc2: nn::Linear,
+    heads: usize,
+}
+
+impl Vit {
+    pub(super) fn load(loader: &Loader<'_>, c: &VitConfig, device: &Device) -> Result<Self> {
+        let norm = |name: &str| loader.burn_norm(name, c.width, c.epsilon, device);
+        let patch = [c.width, 3, c.patch_size, c.patch_size];
+        let patch_embed = loader
+            .tensor("visual.patch_embed.proj.weight", patch, device)?
+            .reshape([c.width, c.patch_values()])
+            .transpose();
+        let block = |i: usize| {
+            let name = |part: &str| format!("visual.blocks.{i}.{part}");
+            let linear =
+                |part: &str, inputs, outputs| loader.burn_linear(&name(part), inputs, outputs, device);
+            Ok(VitBlock {
+                norm1: norm(&name("norm1"))?,
+                qkv: linear("attn.qkv", c.width, 3 * c.width)?,
+                proj: linear("attn.proj", c.width, c.width)?,
+                norm2: norm(&name("norm2"))?,
+                fc1: linear("mlp.fc1", c.width, c.mlp_width)?,
+                fc2: linear("mlp.fc2", c.mlp_width, c.width)?,
+                heads: c.heads,
+            })
+        };
+        let class_embedding = loader.tensor("visual.class_embedding", [1, 1, c.width], device)?;
+        let positions = loader.tensor("visual.positional_embedding", [1, c.tokens(), c.width], device)?;
+        Ok(Self {
+            patch_embed: Param::from_tensor(patch_embed),
+            class_embedding: Param::from_tensor(class_embedding),
+            positional_embedding: Param::from_tensor(positions),
+            norm_pre: norm("visual.norm_pre")?,
+            blocks: (0..c.depth).map(block).collect::<Result<_>>()?,
+            norm_post: norm("visual.norm_post")?,
+            patch_size: c.patch_size,
+        })
+    }
+
+    /// Pixels [batch, 3, size, size] to embeddings [batch, width], not normalised.
+    pub fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
+        self.forward_observed(pixels, &mut Observe::new("visual", None))
+    }
+
+    pub(super) fn forward_observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
+        let [batch, channels, height, width] = pixels.dims();
+        let p = self.patch_size;
+        let (down, across) = (height / p, width / p);
+        // [batch, 3, down, p, across, p] to [batch, down, across, 3, p, p]
+        let patches = pixels
+            .reshape([batch, channels, down, p, across, p])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([batch, down * across, channels * p * p]);
+        let x = patches.matmul(self.patch_embed.val().unsqueeze());
+        observe.tensor("patch_embed", &x);
+        let class = self.class_embedding.val().repeat_dim(0, batch);
+        let x = Tensor::cat(vec![class, x], 1) + self.positional_embedding.val();
+        observe.tensor("tokens_plus_pos", &x);
+        let mut x = self.norm_pre.forward(x);
+        observe.tensor("norm_pre", &x);
+        for (i, block) in self.blocks.iter().enumerate() {
+            observe.enter(format_args!("block.{i}"));
+            x = block.forward(x, i + 1 == self.blocks.len(), observe);
+            observe.leave();
+        }
+        let x = self.norm_post.forward(x).squeeze_dim(1);
+        observe.tensor("norm_post", &x);
+        x
+    }
+}
+
+impl VitBlock {
+    /// [batch, tokens, width] to the same shape, or with `only_first` to [batch, 1, width]: the class
+    /// token's row, which after the last block is all that is used.
+    fn forward(&self, x: Tensor<3>, only_first: bool, observe: &mut Observe<'_>) -> Tensor<3> {
+        let [batch, tokens, width] = x.dims();
+        let head_width = width / self.heads;
+        let normed = self.norm1.forward(x.clone());
+        observe.tensor("norm1", &normed);
+        let qkv = self.qkv.forward(normed);
+        // [batch, heads, tokens, head_width]
+        let part = |i: usize| {
+            qkv.clone()
+                .narrow(2, i * width, width)
+                .reshape([batch, tokens, self.heads, head_width])
+                .swap_dims(1, 2)
+        };
+        let (mut q, k, v) = (part(0), part(1), part(2));
+        let mut x = x;
+        let mut rows = tokens;
+        if only_first {
+            rows = 1;
+            q = q.narrow(2, 0, 1);
+            x = x.narrow(1, 0, 1);
+        }
+        let scores = (q * (head_width as f64).powf(-0.5)).matmul(k.transpose());
+        let attended = softmax(scores, 3)
+            .matmul(v)
+            .swap_dims(1, 2)
+            .reshape([batch, rows, width]);
+        let attended = self.proj.forward(attended);
+        observe.tensor("attn", &attended);
+        let x = x + attended;
+        let hidden = self.fc1.forward(self.norm2.forward(x.clone()));
+        let hidden = hidden.clone() * sigmoid(hidden * 1.702);
+        let mlp = self.fc2.forward(hidden);
+        observe.tensor("mlp", &mlp);
+        let x = x + mlp;
+        observe.tensor("", &x);
+        x
+    }
+}

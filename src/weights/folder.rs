@@ -1,0 +1,376 @@
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use bytemuck::NoUninit;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{TensorData, TensorSource, check, count, image_tensors, quoted, text_tensors, weights};
+use crate::{ErnieConfig, Error, Preprocessing, Result, VitConfig};
+
+/// What a model folder holds beside its manifest, so that damaged files are told from sound ones.
+///
+/// ```
+/// use ernie_vil::weights::{Manifest, ManifestFile};
+///
+/// let file = ManifestFile { name: "vocab.txt".into(), size: 0, sha256: "0".repeat(64) };
+/// let manifest = Manifest { format: Manifest::FORMAT, files: vec![file] };
+/// assert_eq!(Manifest::from_json(manifest.to_json().as_bytes())?, manifest);
+/// # Ok::<(), ernie_vil::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this layout; 1.
+    pub format: u32,
+    /// The files.
+    pub files: Vec<ManifestFile>,
+}
+
+/// A file of a model folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestFile {
+    /// Its name, without a path.
+    pub name: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// SHA-256 of its bytes, as 64 lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// The layout version that this library writes and reads.
+    pub const FORMAT: u32 = 1;
+    /// No manifest may list more files.
+    const MOST_FILES: usize = 64;
+
+    /// Reads `manifest.json` and checks it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where it is not JSON of this layout, lists more than 64 files or one twice,
+    /// or has a name that leaves the folder or a sum that is not one.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let invalid = |message: String| Err(Error::Config(format!("manifest: {message}")));
+        let manifest: Self = match serde_json::from_slice(json) {
+            Ok(manifest) => manifest,
+            Err(error) => return invalid(error.to_string()),
+        };
+        if manifest.format != Self::FORMAT {
+            return invalid(format!(
+                "format is {}, expected {}",
+                manifest.format,
+                Self::FORMAT
+            ));
+        }
+        if manifest.files.len() > Self::MOST_FILES {
+            return invalid(format!(
+                "{} files, expected at most {}",
+                manifest.files.len(),
+                Self::MOST_FILES
+            ));
+        }
+        for (i, ManifestFile { name, sha256, .. }) in manifest.files.iter().enumerate() {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+            if !name.chars().all(plain) || name.is_empty() || name.starts_with('.') || name.len() > 128 {
+                return invalid(format!(
+                    "the file name {}, expected letters, digits, '.', '_' and '-'",
+                    quoted(name)
+                ));
+            }
+            if manifest.files[..i].iter().any(|file| file.name == *name) {
+                return invalid(format!("the file {name} is listed twice"));
+            }
+            if sha256.len() != 64 || !sha256.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) {
+                return invalid(format!(
+                    "sha256 of {name}: expected 64 lower-case hexadecimal digits"
+                ));
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// The text of `manifest.json`.
+    pub fn to_json(&self) -> String {
+        let mut json = serde_json::to_string_pretty(self).expect("plain data serialises");
+        json.push('\n');
+        json
+    }
+}
+
+/// Passes on what is written through it and sums it up for a [`ManifestFile`].
+///
+/// ```
+/// use std::io::Write;
+///
+/// let mut writer = ernie_vil::weights::HashingWriter::new(Vec::new());
+/// writer.write_all(b"abc")?;
+/// let (bytes, file) = writer.finish("letters.txt");
+/// assert_eq!((bytes.as_slice(), file.size), (&b"abc"[..], 3));
+/// assert!(file.sha256.starts_with("ba7816bf"));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct HashingWriter<W> {
+    inner: W,
+    size: u64,
+    sha256: Sha256,
+}
+
+impl<W: Write> HashingWriter<W> {
+    /// Starts with nothing written.
+    pub fn new(inner: W) -> Self {
+        Self {
+            inner,
+            size: 0,
+            sha256: Sha256::new(),
+        }
+    }
+
+    /// The writer, and what went through, as the manifest has it for a file of this name.
+    pub fn finish(self, name: impl Into<String>) -> (W, ManifestFile) {
+        let file = ManifestFile {
+            name: name.into(),
+            size: self.size,
+            sha256: hex(self.sha256),
+        };
+        (self.inner, file)
+    }
+}
+
+impl<W: Write> Write for HashingWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.size += written as u64;
+        self.sha256.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+fn hex(sha256: Sha256) -> String {
+    sha256.finalize().iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string can be written to");
+        text
+    })
+}
+
+/// How a model folder stores its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// Single precision, as the checkpoint has them.
+    F32,
+    /// Half precision: half the size, rounded to the nearest value, ties to even.
+    F16,
+}
+
+impl Dtype {
+    /// The name in a safetensors header.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+        }
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// Writes tensors as a safetensors file, one at a time, so that no more than one is held in memory.
+/// They are laid out by name, and the first one's data starts at a multiple of 64 bytes.
+///
+/// # Errors
+/// [`Error::Weights`] as [`check`] where `source` does not fit `expected`, before anything is
+/// written; as [`TensorSource::read`] where a value is not finite; where a value is too large for
+/// half precision. [`Error::Io`] where `out` fails.
+pub fn write_safetensors(
+    out: &mut impl Write,
+    source: &dyn TensorSource,
+    expected: &[(String, Vec<usize>)],
+    dtype: Dtype,
+) -> Result<()> {
+    check(source, expected)?;
+    write_tensors(out, source, expected, dtype, |_| {})
+}
+
+/// Writes what [`check`] found to fit. `observe` sees every byte of what stands for the values: see
+/// [`Converted::fingerprint`].
+fn write_tensors(
+    out: &mut impl Write,
+    source: &dyn TensorSource,
+    expected: &[(String, Vec<usize>)],
+    dtype: Dtype,
+    mut observe: impl FnMut(&[u8]),
+) -> Result<()> {
+    let mut expected: Vec<_> = expected.iter().collect();
+    expected.sort();
+    expected.dedup();
+    out.write_all(&header(&expected, dtype)?)?;
+    for (name, shape) in expected {
+        let entry = serde_json::json!([name, dtype.name(), shape]).to_string();
+        observe(entry.as_bytes());
+        observe(b"\n");
+        let data = source.read(name)?;
+        if Some(data.len()) != count(shape) {
+            return weights(format!(
+                "tensor {}: {} values, expected shape {shape:?}",
+                quoted(name),
+                data.len()
+            ));
+        }
+        write_values(&data, dtype, |bytes| {
+            observe(bytes);
+            Ok(out.write_all(bytes)?)
+        })
+        .map_err(|e| e.within(format!("tensor {}", quoted(name))))?;
+    }
+    Ok(())
+}
+
+/// Everything before the data: the length of the JSON text in 8 bytes, and that text, filled up with
+/// spaces.
+fn header(tensors: &[&(String, Vec<usize>)], dtype: Dtype) -> Result<Vec<u8>> {
+    const ALIGNMENT: usize = 64;
+    #[derive(Serialize)]
+    struct Entry<'a> {
+        dtype: &'static str,
+        shape: &'a [usize],
+        data_offsets: [usize; 2],
+    }
+    let mut entries = BTreeMap::new();
+    let mut offset = 0usize;
+    for (name, shape) in tensors {
+        let end = count(shape)
+            .and_then(|n| n.checked_mul(dtype.size()))
+            .and_then(|size| offset.checked_add(size))
+            .ok_or_else(|| Error::Weights(format!("tensor {}: {shape:?} is too large", quoted(name))))?;
+        let entry = Entry {
+            dtype: dtype.name(),
+            shape,
+            data_offsets: [offset, end],
+        };
+        entries.insert(name, entry);
+        offset = end;
+    }
+    let mut header = vec![0; 8];
+    serde_json::to_writer(&mut header, &entries).expect("plain data serialises");
+    header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
+    let length = (header.len() - 8) as u64;
+    header[..8].copy_from_slice(&length.to_le_bytes());
+    Ok(header)
+}
+
+/// Gives the values as little-endian bytes of a type, piece by piece.
+fn write_values(data: &TensorData, dtype: Dtype, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// Values at a time: their bytes stay in the cache while they are converted, hashed and written.
+    const PIECE: usize = 1 << 14;
+    match (data, dtype) {
+        (TensorData::F32(values), Dtype::F32) => values
+            .chunks(PIECE)
+            .try_for_each(|piece| write(&little_endian(piece))),
+        (TensorData::F16(values), Dtype::F16) => values
+            .chunks(PIECE)
+            .try_for_each(|piece| write(&little_endian(piece))),
+        (TensorData::F16(values), Dtype::F32) => {
+            let mut converted = vec![0.0; PIECE];
+            values.chunks(PIECE).try_for_each(|piece| {
+                let converted = &mut converted[..piece.len()];
+                piece.convert_to_f32_slice(converted);
+                write(&little_endian(converted))
+            })
+        }
+        (TensorData::F32(values), Dtype::F16) => {
+            let mut converted = vec![f16::ZERO; PIECE];
+            values.chunks(PIECE).try_for_each(|piece| {
+                let converted = &mut converted[..piece.len()];
+                converted.convert_from_f32_slice(piece);
+                if let Some(at) = converted.iter().position(|x| x.is_infinite()) {
+                    return weights(format!("{} is too large for half precision", piece[at]));
+                }
+                write(&little_endian(converted))
+            })
+        }
+    }
+}
+
+fn little_endian<T: NoUninit>(values: &[T]) -> Cow<'_, [u8]> {
+    let mut bytes = Cow::Borrowed(bytemuck::cast_slice(values));
+    if cfg!(target_endian = "big") {
+        bytes
+            .to_mut()
+            .chunks_mut(size_of::<T>())
+            .for_each(<[u8]>::reverse);
+    }
+    bytes
+}
+
+/// What [`convert`] has to tell about the weights that it wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Converted {
+    /// The weights' fingerprint: vectors are comparable only where it is the same.
+    ///
+    /// It is the SHA-256, as 64 lower-case hexadecimal digits, of these in turn: the lines
+    /// `ernie-vil weights 1`, the image tower's sizes, the text tower's sizes and the preprocessing,
+    /// the last three as JSON with the keys of `config.json` in its order; then the tensors of the
+    /// image file and those of the text file, each file's by name, every one as a line of JSON
+    /// `["name","F32",[sizes]]` followed by its values as they stand in the file. A line ends in one
+    /// LF. So half and single precision give different fingerprints, as their vectors differ.
+    pub fingerprint: String,
+    /// Names of the source's tensors that inference does not use, sorted.
+    pub extra: Vec<String>,
+}
+
+/// Writes both towers' weights as the safetensors files of a model folder, one tensor at a time, and
+/// takes their fingerprint on the way.
+///
+/// # Errors
+/// As [`write_safetensors`], and [`Error::Config`] where a configuration is not valid. Nothing is
+/// written before all names and shapes were checked.
+pub fn convert(
+    source: &dyn TensorSource,
+    image: &VitConfig,
+    text: &ErnieConfig,
+    dtype: Dtype,
+    image_out: &mut impl Write,
+    text_out: &mut impl Write,
+) -> Result<Converted> {
+    image.validate()?;
+    text.validate()?;
+    let image_expected = image_tensors(image);
+    let text_expected = text_tensors(text);
+    let extra = check(source, &[image_expected.as_slice(), &text_expected].concat())?;
+
+    let mut fingerprint = Sha256::new();
+    let settings = [
+        serde_json::to_string(image),
+        serde_json::to_string(text),
+        serde_json::to_string(&Preprocessing::Original),
+    ];
+    fingerprint.update("ernie-vil weights 1\n");
+    for line in settings {
+        fingerprint.update(line.expect("plain data serialises"));
+        fingerprint.update("\n");
+    }
+    write_tensors(image_out, source, &image_expected, dtype, |bytes| {
+        fingerprint.update(bytes)
+    })?;
+    write_tensors(text_out, source, &text_expected, dtype, |bytes| {
+        fingerprint.update(bytes)
+    })?;
+    Ok(Converted {
+        fingerprint: hex(fingerprint),
+        extra,
+    })
+}

@@ -1,0 +1,47 @@
+//! From a checkpoint's bytes to named tensors, and on to a model folder.
+//!
+//! - [`pickle`]: a reader of Python pickles that builds plain data and arrays and runs nothing.
+//! - [`Checkpoint`]: the tensors of a `.pdparams` file, in any layout that Paddle writes.
+//! - [`TensorSource`]: what the towers load from; a [`Checkpoint`] or a [`SafetensorsFile`].
+//! - [`RandomWeights`]: any structure with random values, to measure with.
+//! - [`text_config_from_original`], [`vision_config_from_original`], [`infer_vision_config`]: the
+//!   sizes of the towers, from the original's configuration files or from the tensors' shapes.
+//! - [`convert`] and [`Manifest`]: what a model folder is made of.
+//!
+//! Nothing here opens a file: bytes come in as slices (memory-mapped ones keep the peak of memory
+//! at one tensor) and leave through [`std::io::Write`].
+
+mod folder;
+mod original_config;
+mod paddle;
+pub mod pickle;
+mod random;
+mod source;
+
+pub use folder::{Converted, Dtype, HashingWriter, Manifest, ManifestFile, convert, write_safetensors};
+pub use original_config::{infer_vision_config, text_config_from_original, vision_config_from_original};
+pub use paddle::Checkpoint;
+pub use random::RandomWeights;
+pub use source::{SafetensorsFile, TensorData, TensorSource, check, image_tensors, text_tensors};
+
+use crate::{Error, Result};
+
+fn weights<T>(message: impl Into<String>) -> Result<T> {
+    Err(Error::Weights(message.into()))
+}
+
+/// `text` in quotes, escaped, and cut where it is long: names come from untrusted files.
+fn quoted(text: &str) -> String {
+    const LONGEST: usize = 120;
+    match text.char_indices().nth(LONGEST) {
+        None => format!("{text:?}"),
+        Some((end, _)) => format!("{:?}...", &text[..end]),
+    }
+}
+
+/// The number of values of a shape, where it can be counted.
+fn count(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |product, &n| product.checked_mul(n))
+}

@@ -1,0 +1,180 @@
+use serde::Deserialize;
+
+use super::{TensorSource, weights};
+use crate::{Activation, ErnieConfig, Error, Result, VitConfig};
+
+/// The original fixes the text tower's LayerNorm epsilon in its code.
+const TEXT_EPSILON: f64 = 1e-5;
+const IMAGE_EPSILON: f64 = 1e-6;
+/// Width of an image tower's attention head in every published size.
+const IMAGE_HEAD_WIDTH: usize = 64;
+
+#[derive(Deserialize)]
+struct TextConfig {
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    max_position_embeddings: usize,
+    hidden_act: Activation,
+    intermediate_size: Option<usize>,
+    query_hidden_size_per_head: Option<usize>,
+    value_hidden_size_per_head: Option<usize>,
+    emb_size: Option<usize>,
+}
+
+/// Reads the text tower's sizes from a configuration file of the original (`text_model_config`).
+/// Keys that do not matter to inference are ignored. So are `use_sent_id` and `use_task_id`, as the
+/// original ignores them: its model has neither table.
+///
+/// # Errors
+/// [`Error::Config`] where it is not JSON, where a size is missing or out of range, and where
+/// `emb_size` differs from `hidden_size`.
+///
+/// ```
+/// let json = br#"{"vocab_size": 40000, "hidden_size": 768, "num_hidden_layers": 12,
+///     "num_attention_heads": 12, "max_position_embeddings": 2048, "hidden_act": "gelu"}"#;
+/// let config = ernie_vil::weights::text_config_from_original(json)?;
+/// assert_eq!(config, ernie_vil::ErnieConfig::base());
+/// # Ok::<(), ernie_vil::Error>(())
+/// ```
+pub fn text_config_from_original(json: &[u8]) -> Result<ErnieConfig> {
+    let original: TextConfig = read(json, "text configuration")?;
+    let width = original.hidden_size;
+    let heads = original.num_attention_heads;
+    if let Some(size) = original.emb_size.filter(|&size| size != width) {
+        return Err(Error::Config(format!(
+            "text configuration: emb_size is {size}, expected hidden_size, {width}"
+        )));
+    }
+    let head_width = |given: Option<usize>, key: &str| match given {
+        Some(width) => Ok(width),
+        None if heads > 0 && width.is_multiple_of(heads) => Ok(width / heads),
+        None => Err(Error::Config(format!(
+            "text configuration: hidden_size is {width}, expected a multiple of \
+             num_attention_heads, {heads}, as {key} is not given"
+        ))),
+    };
+    let config = ErnieConfig {
+        vocab_size: original.vocab_size,
+        max_positions: original.max_position_embeddings,
+        width,
+        depth: original.num_hidden_layers,
+        heads,
+        query_head_width: head_width(original.query_hidden_size_per_head, "query_hidden_size_per_head")?,
+        value_head_width: head_width(original.value_hidden_size_per_head, "value_hidden_size_per_head")?,
+        mlp_width: original.intermediate_size.unwrap_or(width.saturating_mul(4)),
+        activation: original.hidden_act,
+        epsilon: TEXT_EPSILON,
+        sentence_types: None,
+        task_types: None,
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+#[derive(Deserialize)]
+struct VisionConfig {
+    img_size: usize,
+    patch_size: usize,
+    embed_dim: usize,
+    depth: usize,
+    num_heads: usize,
+    mlp_ratio: Option<f64>,
+    qkv_bias: Option<bool>,
+    epsilon: Option<f64>,
+}
+
+/// Reads the image tower's sizes from a file with the arguments of the original's vision
+/// transformer: `img_size`, `patch_size`, `embed_dim`, `depth`, `num_heads`, and where they are not
+/// the usual ones `mlp_ratio` (4) and `epsilon` (1e-6).
+///
+/// # Errors
+/// [`Error::Config`] where it is not JSON, where a size is missing or out of range, and where
+/// `qkv_bias` is false.
+///
+/// ```
+/// let json = br#"{"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}"#;
+/// let config = ernie_vil::weights::vision_config_from_original(json)?;
+/// assert_eq!(config, ernie_vil::VitConfig::base());
+/// # Ok::<(), ernie_vil::Error>(())
+/// ```
+pub fn vision_config_from_original(json: &[u8]) -> Result<VitConfig> {
+    let original: VisionConfig = read(json, "image configuration")?;
+    if original.qkv_bias == Some(false) {
+        return Err(Error::Config(
+            "image configuration: qkv_bias is false, expected true".into(),
+        ));
+    }
+    let config = VitConfig {
+        image_size: original.img_size,
+        patch_size: original.patch_size,
+        width: original.embed_dim,
+        depth: original.depth,
+        heads: original.num_heads,
+        // Cut off as in the original. A negative or an enormous ratio saturates and fails below.
+        mlp_width: (original.embed_dim as f64 * original.mlp_ratio.unwrap_or(4.0)) as usize,
+        epsilon: original.epsilon.unwrap_or(IMAGE_EPSILON),
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+fn read<'a, T: Deserialize<'a>>(json: &'a [u8], what: &str) -> Result<T> {
+    serde_json::from_slice(json).map_err(|error| Error::Config(format!("{what}: {error}")))
+}
+
+/// Reads the image tower's sizes off the shapes of its tensors. The number of heads does not show in
+/// them; it is a head for every 64 columns of width, as in every published size.
+///
+/// # Errors
+/// [`Error::Weights`] where a tensor that tells a size is missing or has the wrong number of
+/// dimensions. [`Error::Config`] where the sizes are out of range or where the width is not a
+/// multiple of 64, so that an image configuration is needed.
+pub fn infer_vision_config(source: &dyn TensorSource) -> Result<VitConfig> {
+    let [width, _, _, patch_size] = shape(source, "visual.patch_embed.proj.weight")?;
+    let [_, tokens, _] = shape(source, "visual.positional_embedding")?;
+    let [_, mlp_width] = shape(source, "visual.blocks.0.mlp.fc1.weight")?;
+    let depth = (0..=1024)
+        .take_while(|block| {
+            source
+                .shape(&format!("visual.blocks.{block}.norm1.weight"))
+                .is_some()
+        })
+        .count();
+    let patches = tokens.saturating_sub(1);
+    let side = patches.isqrt();
+    if side * side != patches || side == 0 {
+        return weights(format!(
+            "visual.positional_embedding has {tokens} tokens, expected 1 and a square number of patches"
+        ));
+    }
+    if width == 0 || !width.is_multiple_of(IMAGE_HEAD_WIDTH) {
+        return Err(Error::Config(format!(
+            "the image tower's number of heads cannot be told from its width, {width}, which is not a \
+             multiple of {IMAGE_HEAD_WIDTH}: give an image configuration with num_heads"
+        )));
+    }
+    let config = VitConfig {
+        image_size: side.saturating_mul(patch_size),
+        patch_size,
+        width,
+        depth,
+        heads: width / IMAGE_HEAD_WIDTH,
+        mlp_width,
+        epsilon: IMAGE_EPSILON,
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+fn shape<const N: usize>(source: &dyn TensorSource, name: &str) -> Result<[usize; N]> {
+    let Some(found) = source.shape(name) else {
+        return weights(format!(
+            "{name} is missing, the image tower's sizes cannot be told"
+        ));
+    };
+    found
+        .try_into()
+        .or_else(|found: Vec<usize>| weights(format!("{name} is {found:?}, expected {N} dimensions")))
+}

@@ -1,0 +1,73 @@
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use super::{TensorData, TensorSource, image_tensors, text_tensors};
+use crate::{ErnieConfig, Error, Result, VitConfig};
+
+/// Weights of any structure with random values: to measure speed and memory, and to test. What a model
+/// of them computes means nothing.
+///
+/// A tensor's values depend on the seed and its name alone. They are spread as in a fresh model: linear
+/// weights with a variance of one over their inputs, scales near 1, everything else near 0.
+///
+/// ```
+/// use ernie_vil::{ErnieConfig, VitConfig};
+/// use ernie_vil::weights::{RandomWeights, TensorSource};
+/// let weights = RandomWeights::new(&VitConfig::base(), &ErnieConfig::base(), 1);
+/// assert_eq!(weights.shape("text_model.pooler.weight"), Some(vec![768, 768]));
+/// assert_eq!(weights.read("visual.norm_pre.weight")?.len(), 768);
+/// # Ok::<(), ernie_vil::Error>(())
+/// ```
+pub struct RandomWeights {
+    shapes: BTreeMap<String, Vec<usize>>,
+    seed: u64,
+}
+
+impl RandomWeights {
+    /// Weights for both towers.
+    pub fn new(image: &VitConfig, text: &ErnieConfig, seed: u64) -> Self {
+        Self {
+            shapes: image_tensors(image).into_iter().chain(text_tensors(text)).collect(),
+            seed,
+        }
+    }
+}
+
+impl TensorSource for RandomWeights {
+    fn names(&self) -> Vec<String> {
+        self.shapes.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.shapes.get(name).cloned()
+    }
+
+    fn read(&self, name: &str) -> Result<TensorData<'_>> {
+        let Some(shape) = self.shapes.get(name) else {
+            return Err(Error::Weights(format!("{name} is missing")));
+        };
+        let (centre, spread) = match shape.as_slice() {
+            [_] if name.ends_with(".weight") => (1.0, 0.1),
+            [_] => (0.0, 0.02),
+            [inputs, _] if !name.contains("_emb.") => (0.0, (*inputs as f32).powf(-0.5)),
+            [_, rest @ ..] if shape.len() == 4 => (0.0, (rest.iter().product::<usize>() as f32).powf(-0.5)),
+            _ => (0.0, 0.02),
+        };
+        let mut state = name.bytes().fold(self.seed, |hash, byte| step(hash ^ u64::from(byte)));
+        let mut next = || {
+            state = step(state);
+            // Uniform on [-1, 1), with a variance of 1/3.
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        let values = (0..shape.iter().product()).map(|_| centre + spread * 3f32.sqrt() * next());
+        Ok(TensorData::F32(Cow::Owned(values.collect())))
+    }
+}
+
+/// SplitMix64's generator: a counter, and a mixing of its bits.
+fn step(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

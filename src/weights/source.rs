@@ -1,0 +1,292 @@
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+use safetensors::{Dtype, SafeTensors};
+
+use super::{quoted, weights};
+use crate::{ErnieConfig, Error, Result, VitConfig};
+
+/// The values of a tensor, the last index running fastest.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TensorData<'a> {
+    /// Single precision.
+    F32(Cow<'a, [f32]>),
+    /// Half precision.
+    F16(Cow<'a, [f16]>),
+}
+
+impl TensorData<'_> {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F16(values) => values.len(),
+        }
+    }
+
+    /// Whether there is no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Named tensors to load the towers from.
+pub trait TensorSource {
+    /// The names of all tensors, sorted.
+    fn names(&self) -> Vec<String>;
+
+    /// A tensor's sizes; `None` where there is no tensor of this name.
+    fn shape(&self, name: &str) -> Option<Vec<usize>>;
+
+    /// A tensor's values, as many as its shape says and all of them finite.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] names the tensor: it is missing, is of an element type that weights do not
+    /// have, or has a value that is infinite or not a number.
+    fn read(&self, name: &str) -> Result<TensorData<'_>>;
+}
+
+/// The tensors of a safetensors file. They are used where they lie, if they are of 32 or 16 bit floats
+/// and the slice is aligned to them; bfloat16 becomes `f32`.
+///
+/// ```
+/// use ernie_vil::weights::{SafetensorsFile, TensorSource};
+///
+/// let header = br#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+/// let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+/// bytes.extend(header);
+/// bytes.extend(1.5f32.to_le_bytes());
+///
+/// let file = SafetensorsFile::parse(&bytes)?;
+/// assert_eq!(file.names(), ["t"]);
+/// assert_eq!(file.shape("t"), Some(vec![1]));
+/// # Ok::<(), ernie_vil::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct SafetensorsFile<'a>(SafeTensors<'a>);
+
+impl<'a> SafetensorsFile<'a> {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] where the header is damaged or does not cover the bytes exactly.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        match SafeTensors::deserialize(bytes) {
+            Ok(tensors) => Ok(Self(tensors)),
+            Err(error) => weights(format!("not a safetensors file: {error}")),
+        }
+    }
+}
+
+impl TensorSource for SafetensorsFile<'_> {
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.0.names().into_iter().map(String::from).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.tensor(name).ok().map(|tensor| tensor.shape().to_vec())
+    }
+
+    fn read(&self, name: &str) -> Result<TensorData<'_>> {
+        let read = || {
+            let tensor = self
+                .0
+                .tensor(name)
+                .map_err(|_| Error::Weights("missing".into()))?;
+            let bytes = tensor.data();
+            let data = match tensor.dtype() {
+                Dtype::F32 => TensorData::F32(little_endian(bytes, f32::from_le_bytes)),
+                Dtype::F16 => TensorData::F16(little_endian(bytes, f16::from_le_bytes)),
+                Dtype::BF16 => {
+                    let values = bytes.as_chunks().0.iter();
+                    TensorData::F32(values.map(|&b| bf16::from_le_bytes(b).to_f32()).collect())
+                }
+                other => return weights(format!("the element type is {other}, expected F32, F16 or BF16")),
+            };
+            check_finite(&data)?;
+            Ok(data)
+        };
+        read().map_err(|e| e.within(format!("tensor {}", quoted(name))))
+    }
+}
+
+/// Values in place where the slice is aligned to them (the format does not promise it), else a copy.
+fn little_endian<T: Pod, const N: usize>(bytes: &[u8], from_le: impl Fn([u8; N]) -> T) -> Cow<'_, [T]> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
+        _ => bytes.as_chunks().0.iter().map(|&b| from_le(b)).collect(),
+    }
+}
+
+/// # Errors
+/// [`Error::Weights`] gives the first value that is infinite or not a number.
+pub(super) fn check_finite(data: &TensorData) -> Result<()> {
+    // An exponent of only ones. Folding without a way out lets the loop run on whole vectors.
+    let found = match data {
+        TensorData::F32(values) => {
+            let block = |block: &[f32]| block.iter().fold(false, |any, x| any | !x.is_finite());
+            values.chunks(4096).any(block).then(|| {
+                let at = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
+                (at, values[at])
+            })
+        }
+        TensorData::F16(values) => {
+            let block = |block: &[f16]| block.iter().fold(false, |any, x| any | !x.is_finite());
+            values.chunks(4096).any(block).then(|| {
+                let at = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
+                (at, values[at].to_f32())
+            })
+        }
+    };
+    match found {
+        None => Ok(()),
+        Some((at, value)) => weights(format!("value {at} is {value}, expected finite numbers")),
+    }
+}
+
+/// The tensors of a vision transformer, with their shapes.
+pub fn image_tensors(config: &VitConfig) -> Vec<(String, Vec<usize>)> {
+    let width = config.width;
+    let mut tensors = Tensors::under("visual.");
+    tensors.add("class_embedding", [1, 1, width]);
+    tensors.add("positional_embedding", [1, config.tokens(), width]);
+    tensors.add(
+        "patch_embed.proj.weight",
+        [width, 3, config.patch_size, config.patch_size],
+    );
+    tensors.norm("norm_pre", width);
+    tensors.norm("norm_post", width);
+    for block in 0..config.depth {
+        let name = |part| format!("blocks.{block}.{part}");
+        tensors.norm(&name("norm1"), width);
+        tensors.linear(&name("attn.qkv"), width, 3 * width);
+        tensors.linear(&name("attn.proj"), width, width);
+        tensors.norm(&name("norm2"), width);
+        tensors.linear(&name("mlp.fc1"), width, config.mlp_width);
+        tensors.linear(&name("mlp.fc2"), config.mlp_width, width);
+    }
+    tensors.list
+}
+
+/// The tensors of a text encoder, with their shapes.
+pub fn text_tensors(config: &ErnieConfig) -> Vec<(String, Vec<usize>)> {
+    let width = config.width;
+    let mut tensors = Tensors::under("text_model.");
+    tensors.add("word_emb.weight", [config.vocab_size, width]);
+    tensors.add("pos_emb.weight", [config.max_positions, width]);
+    if let Some(types) = config.sentence_types {
+        tensors.add("sent_emb.weight", [types, width]);
+    }
+    if let Some(types) = config.task_types {
+        tensors.add("task_emb.weight", [types, width]);
+    }
+    tensors.norm("ln", width);
+    for block in 0..config.depth {
+        let name = |part| format!("encoder_stack.block.{block}.{part}");
+        tensors.linear(&name("attn.q"), width, config.heads * config.query_head_width);
+        tensors.linear(&name("attn.k"), width, config.heads * config.query_head_width);
+        tensors.linear(&name("attn.v"), width, config.heads * config.value_head_width);
+        tensors.linear(&name("attn.o"), config.heads * config.value_head_width, width);
+        tensors.norm(&name("ln1"), width);
+        tensors.linear(&name("ffn.i"), width, config.mlp_width);
+        tensors.linear(&name("ffn.o"), config.mlp_width, width);
+        tensors.norm(&name("ln2"), width);
+    }
+    tensors.linear("pooler", width, width);
+    tensors.list
+}
+
+struct Tensors {
+    prefix: &'static str,
+    list: Vec<(String, Vec<usize>)>,
+}
+
+impl Tensors {
+    fn under(prefix: &'static str) -> Self {
+        Self {
+            prefix,
+            list: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, name: &str, shape: impl Into<Vec<usize>>) {
+        self.list.push((format!("{}{name}", self.prefix), shape.into()));
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        self.add(&format!("{name}.weight"), [width]);
+        self.add(&format!("{name}.bias"), [width]);
+    }
+
+    fn linear(&mut self, name: &str, inputs: usize, outputs: usize) {
+        self.add(&format!("{name}.weight"), [inputs, outputs]);
+        self.add(&format!("{name}.bias"), [outputs]);
+    }
+}
+
+/// Checks that every expected tensor is there and has its shape. Returns the names of the others,
+/// which are ignored, sorted.
+///
+/// # Errors
+/// [`Error::Weights`] with all tensors that are missing or have another shape; the first twenty of
+/// each by name.
+///
+/// ```
+/// use ernie_vil::weights::{SafetensorsFile, check};
+///
+/// let empty = SafetensorsFile::parse(b"\x02\0\0\0\0\0\0\0{}")?;
+/// let error = check(&empty, &[("visual.class_embedding".into(), vec![1, 1, 768])]).unwrap_err();
+/// assert!(error.to_string().ends_with("1 tensor is missing:\n  visual.class_embedding [1, 1, 768]"));
+/// # Ok::<(), ernie_vil::Error>(())
+/// ```
+pub fn check(source: &dyn TensorSource, expected: &[(String, Vec<usize>)]) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    let mut misshapen = Vec::new();
+    for (name, shape) in expected {
+        match source.shape(name) {
+            None => missing.push(format!("{name} {shape:?}")),
+            Some(found) if found != *shape => {
+                misshapen.push(format!("{name} is {found:?}, expected {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    if missing.is_empty() && misshapen.is_empty() {
+        let expected: BTreeSet<_> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let mut names = source.names();
+        names.retain(|name| !expected.contains(name.as_str()));
+        return Ok(names);
+    }
+    let lists = [
+        listed(&missing, "tensor is missing", "tensors are missing"),
+        listed(
+            &misshapen,
+            "tensor has another shape",
+            "tensors have another shape",
+        ),
+    ];
+    weights(lists.into_iter().flatten().collect::<Vec<_>>().join("\n"))
+}
+
+/// A heading and the first lines under it; `None` where there are none.
+fn listed(lines: &[String], one: &str, many: &str) -> Option<String> {
+    const MOST: usize = 20;
+    let heading = match lines.len() {
+        0 => return None,
+        1 => format!("1 {one}:"),
+        n => format!("{n} {many}:"),
+    };
+    let mut text = heading;
+    for line in lines.iter().take(MOST) {
+        text += "\n  ";
+        text += line;
+    }
+    if lines.len() > MOST {
+        text += &format!("\n  and {} more", lines.len() - MOST);
+    }
+    Some(text)
+}

@@ -1,0 +1,448 @@
+//! The binary, run as a user runs it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use ernie_vil::vectors::{read_out, read_safetensors};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens")).join(name)
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ernie-vil"));
+    command.args(args).stdin(Stdio::null());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ERNIE_VIL_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn failure(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    text.lines().find(|line| line.starts_with("error: ")).expect("an error line").to_owned()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn convert(folder: &TempDir, model: &str, more: &[&str]) -> PathBuf {
+    let output = folder.path().join(format!("{model}{}", more.join("")));
+    let file = |suffix: &str| text(&golden(&format!("models/{model}{suffix}"))).to_owned();
+    let (weights, text_config, image_config) =
+        (file(".pdparams"), file("_text_config.json"), file("_vision_config.json"));
+    let vocab = golden("vocab_tiny.txt");
+    let mut args = vec!["convert", "--weights", &weights, "--text-config", &text_config];
+    args.extend(["--image-config", &image_config, "--vocab", text(&vocab), "--output", text(&output)]);
+    args.extend(more);
+    stdout(&run(&args));
+    output
+}
+
+/// The pairs of an `.out` file.
+fn vectors(path: &Path) -> ernie_vil::vectors::Pairs {
+    read_out(fs::File::open(path).unwrap()).unwrap()
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn eval_without_arguments_prints_the_recorded_table() {
+    let output = run(&["eval"]);
+    assert_eq!(stdout(&output), fs::read_to_string(golden("eval_tiny.txt")).unwrap());
+    let remarks = String::from_utf8(output.stderr).unwrap();
+    assert!(remarks.contains("RANDOM weights"), "{remarks}");
+    let quiet = run(&["eval", "--quiet"]);
+    assert!(quiet.stderr.is_empty());
+    let json: Value = serde_json::from_str(&stdout(&run(&["eval", "--format", "json"]))).unwrap();
+    assert_eq!(json["rows"], 40);
+}
+
+#[test]
+fn both_engines_print_the_same_table() {
+    let flex = stdout(&run(&["eval", "--device", "flex"]));
+    assert_eq!(flex, fs::read_to_string(golden("eval_tiny.txt")).unwrap());
+}
+
+#[test]
+fn a_model_folder_embeds_to_every_format_and_scores() {
+    let folder = TempDir::new().unwrap();
+    let model = convert(&folder, "tiny", &[]);
+    let info = stdout(&run(&["info", "--model", text(&model), "--verify"]));
+    assert!(info.contains("verified      4 files"), "{info}");
+    let info: Value = serde_json::from_str(&stdout(&run(&["info", "--model", text(&model), "--json"]))).unwrap();
+    assert_eq!(info["config"]["image"]["width"], 32);
+
+    let input = golden("coco_cn_style.tsv");
+    let recorded = vectors(&golden("cross_modal_embeddings_tiny.out"));
+    let table = fs::read_to_string(golden("eval_tiny.txt")).unwrap();
+    for (name, scored) in [("v.out", "v.out"), ("v.safetensors", "v.safetensors"), ("v.npy", "v.text.npy")] {
+        let output = folder.path().join(name);
+        let args = ["embed", "--model", text(&model), "--input", text(&input), "--output", text(&output)];
+        stdout(&run(&args));
+        let scored = folder.path().join(scored);
+        assert_eq!(stdout(&run(&["score", text(&scored)])), table, "{name}");
+        assert_eq!(stdout(&run(&["score", text(&scored), "--like-original"])), table, "{name}");
+    }
+    let got = vectors(&folder.path().join("v.out"));
+    assert!(largest_difference(got.text.data(), recorded.text.data()) < 2e-6);
+    assert!(largest_difference(got.image.data(), recorded.image.data()) < 2e-6);
+    let file = fs::read(folder.path().join("v.safetensors")).unwrap();
+    let file = read_safetensors(&file).unwrap();
+    assert_eq!(file.fingerprint.as_deref(), info["config"]["fingerprint"].as_str());
+    let tsv = fs::read_to_string(&input).unwrap();
+    let id = |line: &str| line.split('\t').nth(1).unwrap().to_owned();
+    let ids = file.ids.unwrap();
+    assert_eq!(ids[3], id(tsv.lines().nth(3).unwrap()));
+    let listed = fs::read_to_string(folder.path().join("v.ids.txt")).unwrap();
+    assert_eq!(listed.lines().collect::<Vec<_>>(), ids);
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains(".rows")), "{left:?}");
+
+    assert_eq!(stdout(&run(&["eval", "--model", text(&model), "--input", text(&input)])), table);
+}
+
+#[test]
+fn half_precision_halves_the_folder_and_keeps_the_vectors_close() {
+    let folder = TempDir::new().unwrap();
+    let model = convert(&folder, "tiny", &["--dtype", "f16"]);
+    let size = fs::metadata(model.join("image.safetensors")).unwrap().len();
+    let whole = convert(&folder, "tiny", &[]);
+    let whole_size = fs::metadata(whole.join("image.safetensors")).unwrap().len();
+    assert!(size * 2 < whole_size + 8192, "{size} of {whole_size}");
+    let output = folder.path().join("half.out");
+    let input = golden("coco_cn_style.tsv");
+    stdout(&run(&["embed", "-m", text(&model), "-i", text(&input), "-o", text(&output)]));
+    let (got, recorded) = (vectors(&output), vectors(&golden("cross_modal_embeddings_tiny.out")));
+    let difference = largest_difference(got.text.data(), recorded.text.data());
+    assert!(difference > 0.0 && difference < 2e-3, "{difference}");
+}
+
+#[test]
+fn a_run_configuration_of_the_original_works_as_it_is() {
+    for (tokens, recorded) in [(16, "_maxlen16"), (48, ""), (56, "_maxlen56")] {
+        let folder = TempDir::new().unwrap();
+        let in_folder = |name: &str| folder.path().join(name);
+        let tsv = fs::read_to_string(golden("coco_cn_style.tsv")).unwrap();
+        let rows = if tokens == 48 { 40 } else { 12 };
+        let some: String = tsv.split_inclusive('\n').take(rows).collect();
+        fs::write(in_folder("pairs.data"), some).unwrap();
+        // The original's file, with its paths filled in and the small image tower's sizes.
+        let yaml = format!(
+            "# The data type of input ids. \ninput_dtype: \"int64\"\ndevice: \"gpu\"\ninfer_batch_size: 10\n\
+             max_text_seqlen: {tokens}\nvocab_file: \"{}\"\ntext_model_config: \"{}\"\nimage_model_config: \"{}\"\n\
+             test_file: \"pairs.data\"\noutput_file: \"./test_out/cross_modal_embeddings.out\"\n\
+             init_from_params: \"{}\"\npad_token: 0\ncls_token: 1\nsep_token: 2\nmask_token: 3\nunk_token: 17963",
+            golden("vocab_tiny.txt").display(),
+            golden("models/tiny_text_config.json").display(),
+            golden("models/tiny_vision_config.json").display(),
+            golden("models/tiny.pdparams").display(),
+        );
+        fs::write(in_folder("run.yaml"), yaml).unwrap();
+        let output = command(&["embed", "--config", "run.yaml"]).current_dir(folder.path()).output().unwrap();
+        stdout(&output);
+        let got = vectors(&in_folder("test_out/cross_modal_embeddings.out"));
+        let recorded = vectors(&golden(&format!("cross_modal_embeddings_tiny{recorded}.out")));
+        assert!(largest_difference(got.text.data(), recorded.text.data()) < 2e-6, "{tokens}");
+        assert!(largest_difference(got.image.data(), recorded.image.data()) < 2e-6, "{tokens}");
+    }
+}
+
+#[test]
+fn tokenize_prints_what_the_original_gives() {
+    let goldens: Value = serde_json::from_slice(&fs::read(golden("tokenizer.json")).unwrap()).unwrap();
+    let entries: Vec<&Value> = goldens["tiny_texts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|entry| !entry["text"].as_str().unwrap().contains(['\n', '\r']))
+        .collect();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("texts.txt");
+    let lines: Vec<&str> = entries.iter().map(|entry| entry["text"].as_str().unwrap()).collect();
+    fs::write(&file, lines.join("\n")).unwrap();
+    let printed = stdout(&run(&["tokenize", text(&file)]));
+    let printed: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(entries.len() > 20 && printed.len() >= entries.len() - 1);
+    for (got, expected) in printed.iter().zip(&entries) {
+        assert_eq!(got["ids"], expected["ids"]);
+        assert_eq!(got["tokens"], expected["tokens"]);
+    }
+}
+
+/// The recorded pairs `times` over, with image ids that tell the rows apart.
+fn many_pairs(path: &Path, times: usize) {
+    let tsv = fs::read_to_string(golden("coco_cn_style.tsv")).unwrap();
+    let mut file = std::io::BufWriter::new(fs::File::create(path).unwrap());
+    for round in 0..times {
+        for (row, line) in tsv.lines().enumerate() {
+            let (caption, rest) = line.split_once('\t').unwrap();
+            let image = rest.rsplit('\t').next().unwrap();
+            writeln!(file, "{caption}\t{round}-{row}\t{image}").unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_bad_row_stops_the_run_and_is_named_or_is_skipped_and_listed() {
+    let folder = TempDir::new().unwrap();
+    let input = folder.path().join("pairs.tsv");
+    let output = folder.path().join("v.safetensors");
+    let tsv = fs::read_to_string(golden("coco_cn_style.tsv")).unwrap();
+    let mut lines: Vec<String> = tsv.lines().map(str::to_owned).collect();
+    let good = lines[24].clone();
+    // As long as the good one, and no image.
+    lines[24] = format!("{}{}", &good[..good.rfind('\t').unwrap() + 1], "A".repeat(good.len() - good.rfind('\t').unwrap() - 1));
+    fs::write(&input, lines.join("\n")).unwrap();
+    let args = ["embed", "-i", text(&input), "-o", text(&output), "--batch-size", "4"];
+    let error = failure(&run(&args));
+    assert!(error.contains("pairs.tsv: line 25: ") && error.contains("image"), "{error}");
+    assert!(!output.exists());
+
+    let skipping = [&args[..], &["--on-error", "skip"]].concat();
+    stdout(&run(&skipping));
+    let bytes = fs::read(&output).unwrap();
+    let kept = read_safetensors(&bytes).unwrap();
+    assert_eq!(kept.ids.unwrap().len(), 39);
+    let list = fs::read_to_string(folder.path().join("v.safetensors.skipped.tsv")).unwrap();
+    assert!(list.starts_with("25\t") && list.lines().count() == 1, "{list}");
+
+    // Stopped again, mended, resumed: nothing is lost and nothing is there twice.
+    failure(&run(&args));
+    lines[24] = good;
+    fs::write(&input, lines.join("\n")).unwrap();
+    let resuming = [&args[..], &["--resume"]].concat();
+    let output_of_run = run(&resuming);
+    stdout(&output_of_run);
+    let remarks = String::from_utf8_lossy(&output_of_run.stderr).into_owned();
+    assert!(remarks.contains("resuming after 24 rows"), "{remarks}");
+    let resumed = fs::read(&output).unwrap();
+    stdout(&run(&args));
+    assert_eq!(resumed, fs::read(&output).unwrap());
+
+    // What belongs to another run is not taken over.
+    lines[24].push('A');
+    lines.truncate(25);
+    fs::write(&input, lines.join("\n")).unwrap();
+    failure(&run(&args));
+    fs::write(&input, &tsv).unwrap();
+    let error = failure(&run(&resuming));
+    assert!(error.contains("belongs to another run"), "{error}");
+}
+
+#[test]
+fn a_killed_run_is_resumed_to_the_same_file() {
+    let folder = TempDir::new().unwrap();
+    let input = folder.path().join("pairs.tsv");
+    many_pairs(&input, 60);
+    let (whole, resumed) = (folder.path().join("whole.out"), folder.path().join("resumed.out"));
+    let args = |output: &Path| -> Vec<String> {
+        let list = ["embed", "-i", text(&input), "-o", text(output), "--batch-size", "8"];
+        list.map(str::to_owned).to_vec()
+    };
+    let start = |more: &[&str]| {
+        let args = args(&resumed);
+        let list: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        command(&list).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    // Killed some way in, twice, wherever that is.
+    let rows = folder.path().join("resumed.out.rows");
+    for (wait, more) in [(40_000, &[][..]), (400_000, &["--resume"][..])] {
+        let mut child = start(more);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(60)
+            && fs::metadata(&rows).map_or(0, |m| m.len()) < wait
+            && child.try_wait().unwrap().is_none()
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!resumed.exists(), "the run was to be killed before its end");
+    }
+    let list = args(&resumed);
+    let list: Vec<&str> = list.iter().map(String::as_str).chain(["--resume"]).collect();
+    stdout(&run(&list));
+    let list = args(&whole);
+    stdout(&run(&list.iter().map(String::as_str).collect::<Vec<_>>()));
+    assert_eq!(fs::read(&resumed).unwrap(), fs::read(&whole).unwrap());
+    assert_eq!(fs::read_to_string(&whole).unwrap().lines().count(), 2400);
+}
+
+#[test]
+fn download_fetches_converts_and_records() {
+    // A server that breaks off in the middle of the weights once.
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", server.local_addr().unwrap());
+    let serve = std::thread::spawn(move || {
+        let weights = fs::read(golden("models/tiny.pdparams")).unwrap();
+        let vocab = fs::read(golden("vocab_tiny.txt")).unwrap();
+        let mut requests = Vec::new();
+        for stream in server.incoming().take(3) {
+            let mut stream = stream.unwrap();
+            let mut lines = Vec::new();
+            for line in BufReader::new(&stream).lines() {
+                let line = line.unwrap();
+                if line.is_empty() {
+                    break;
+                }
+                lines.push(line);
+            }
+            let body = if lines[0].contains("vocab.txt") { &vocab } else { &weights };
+            let range = lines
+                .iter()
+                .find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+            let from: usize =
+                range.map_or(0, |range| range.trim_end_matches('-').parse().expect("a range to the end"));
+            let status = match from {
+                0 => "200 OK".to_owned(),
+                _ => format!("206 Partial Content\r\nContent-Range: bytes {from}-{}/{}", body.len() - 1, body.len()),
+            };
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"one\"\r\nAccept-Ranges: bytes\r\nConnection: close\r\n\r\n",
+                body.len() - from
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            let is_broken = requests.len() == 1;
+            let end = if is_broken { body.len() / 2 } else { body.len() };
+            // The client may have gone; the next request tells.
+            let _ = stream.write_all(&body[from..end]);
+            requests.push((lines[0].clone(), from));
+        }
+        requests
+    });
+    let folder = TempDir::new().unwrap();
+    let model = folder.path().join("model");
+    let output = run(&[
+        "download",
+        "--output",
+        text(&model),
+        "--base-url",
+        &address,
+        "--vocab-url",
+        &format!("{address}/vocab.txt"),
+        "--text-config",
+        text(&golden("models/tiny_text_config.json")),
+        "--image-config",
+        text(&golden("models/tiny_vision_config.json")),
+        "--release",
+        "first",
+    ]);
+    let printed = stdout(&output);
+    assert!(printed.contains("fingerprint "), "{printed}");
+    let requests = serve.join().unwrap();
+    assert!(requests[1].0.contains("/ERNIE_VIL2_BASE_ViT.pdparams"), "{requests:?}");
+    assert!(requests[2].1 > 0, "the second attempt went on where the first broke off: {requests:?}");
+    let info: Value = serde_json::from_str(&stdout(&run(&["info", "-m", text(&model), "--json"]))).unwrap();
+    assert_eq!(info["config"]["published"], "first");
+    let source = &info["config"]["sources"][0];
+    assert_eq!(source["file"], format!("{address}/ERNIE_VIL2_BASE_ViT.pdparams"));
+    let remarks = String::from_utf8(output.stderr).unwrap();
+    assert!(remarks.contains(source["sha256"].as_str().unwrap()), "{remarks}");
+    assert!(!folder.path().join("model.download").exists());
+    // The published figures stand beside those of a model that says which release it is.
+    let table = stdout(&run(&["eval", "-m", text(&model), "-i", text(&golden("coco_cn_style.tsv"))]));
+    assert!(table.contains("Published: ERNIE_VIL2_BASE_ViT") && table.contains("Not comparable"), "{table}");
+}
+
+#[test]
+fn search_ranks_a_folder_and_keeps_an_index() {
+    let folder = TempDir::new().unwrap();
+    let (pictures, index) = (folder.path().join("pictures"), folder.path().join("index"));
+    fs::create_dir_all(pictures.join("more")).unwrap();
+    for name in ["r00.jpg", "r05.jpg", "r30.png", "r34.webp", "text.bin"] {
+        fs::copy(golden(&format!("images/{name}")), pictures.join(name)).unwrap();
+    }
+    fs::copy(golden("images/r10.jpg"), pictures.join("more/r10.JPG")).unwrap();
+    fs::copy(golden("images/random.bin"), pictures.join("broken.jpg")).unwrap();
+    let args = ["search", "--images", text(&pictures), "--index", text(&index)];
+    let query = pictures.join("r05.jpg");
+    let by_image = [&args[..], &["--image", text(&query), "--top", "3"]].concat();
+    let output = run(&by_image);
+    let printed = stdout(&output);
+    let first = printed.lines().next().unwrap();
+    assert!(first.starts_with("1.0000  ") && first.ends_with("r05.jpg"), "{printed}");
+    assert_eq!(printed.lines().count(), 3);
+    let remarks = String::from_utf8(output.stderr).unwrap();
+    assert!(remarks.contains("skipped") && remarks.contains("broken.jpg"), "{remarks}");
+
+    fs::remove_file(pictures.join("r30.png")).unwrap();
+    let by_text = [&args[..], &["--text", "猫", "--text", "一杯咖啡", "--json"]].concat();
+    let printed = stdout(&run(&by_text));
+    let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0]["query"], "猫");
+    let hits = lines[0]["hits"].as_array().unwrap();
+    assert_eq!(hits.len(), 4, "{printed}");
+    assert!(hits.iter().any(|hit| hit["file"].as_str().unwrap().ends_with("r10.JPG")));
+
+    // An index of another model is refused.
+    let other = convert(&folder, "tiny", &[]);
+    let error = failure(&run(&[&by_text[..], &["--model", text(&other)]].concat()));
+    assert!(error.contains("index"), "{error}");
+}
+
+#[test]
+fn bench_measures_every_stage() {
+    let folder = TempDir::new().unwrap();
+    let model = convert(&folder, "mid", &[]);
+    let report: Value =
+        serde_json::from_str(&stdout(&run(&["bench", "-m", text(&model), "--repeat", "1", "--json"]))).unwrap();
+    for stage in ["decode", "preprocess", "image_tower", "text_tower", "scoring"] {
+        assert!(!report[stage].is_null(), "{stage} is missing in {report}");
+    }
+    assert!(report["image_tower"][1]["ms_per_image"].as_f64().unwrap() > 0.0);
+    let cold: Value =
+        serde_json::from_str(&stdout(&run(&["bench", "-m", text(&model), "--cold-start", "--json"]))).unwrap();
+    assert!(cold["cold_start_ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn bad_usage_exits_with_2_and_failures_with_1() {
+    for args in [&["embed"][..], &["nothing"], &["score"], &["eval", "--batch-size", "0"], &["search"]] {
+        assert_eq!(run(args).status.code(), Some(2), "{args:?}");
+    }
+    let error = failure(&run(&["info", "--model", "/nonexistent"]));
+    assert!(error.contains("/nonexistent is not a model folder"), "{error}");
+    let error = failure(&run(&["eval", "--input", "/nonexistent.tsv"]));
+    assert!(error.contains("/nonexistent.tsv"), "{error}");
+    let error = failure(&run(&["score", text(&golden("eval/nan_text_row20.out"))]));
+    assert!(error.contains("row"), "{error}");
+    let folder = TempDir::new().unwrap();
+    let model = convert(&folder, "tiny", &[]);
+    let weights = golden("models/tiny.pdparams");
+    let config = golden("models/tiny_text_config.json");
+    let vocab = golden("vocab_tiny.txt");
+    let again = ["convert", "--weights", text(&weights), "--text-config", text(&config), "--vocab", text(&vocab)];
+    let error = failure(&run(&[&again[..], &["--output", text(&model)]].concat()));
+    assert!(error.contains("--overwrite"), "{error}");
+    // Without an image configuration, heads are width / 64, which does not divide here.
+    let other = folder.path().join("other");
+    let error = failure(&run(&[&again[..], &["--output", text(&other)]].concat()));
+    assert!(error.contains("image configuration"), "{error}");
+    assert!(!other.exists() && !folder.path().join("other.part").exists());
+    // A folder that was changed after it was made.
+    fs::write(model.join("vocab.txt"), "").unwrap();
+    let error = failure(&run(&["eval", "--model", text(&model)]));
+    assert!(error.contains("vocab.txt has 0 bytes"), "{error}");
+}

@@ -1,0 +1,431 @@
+//! Encoded images to the image tower's input, against what the original makes of the same files.
+
+use std::path::PathBuf;
+
+use ernie_vil::image::{Limits, Pixels, Preprocessor, decode, resize_linear};
+use proptest::prelude::*;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens")).join(name)
+}
+
+fn read(name: &str) -> Vec<u8> {
+    std::fs::read(golden(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn little_endian(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// What the original made of every file.
+fn records() -> Vec<Value> {
+    let records: Vec<Value> = serde_json::from_slice(&read("preprocess.json")).unwrap();
+    assert_eq!(records.len(), 90);
+    records
+}
+
+fn pair(value: &Value) -> (u64, u64) {
+    (value[0].as_u64().unwrap(), value[1].as_u64().unwrap())
+}
+
+/// The pixels of a recorded PNG, all of them plain 8-bit RGB, by the `png` crate alone.
+fn recorded(name: &str) -> Pixels {
+    let mut reader = png::Decoder::new(std::io::Cursor::new(read(name)))
+        .read_info()
+        .unwrap();
+    let mut data = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut data).unwrap();
+    assert_eq!(
+        (info.color_type, info.bit_depth),
+        (png::ColorType::Rgb, png::BitDepth::Eight),
+        "{name}"
+    );
+    Pixels::new(info.width, info.height, data).unwrap()
+}
+
+#[test]
+fn every_file_decodes_to_the_same_pixels_or_is_refused() {
+    let mut wrong = Vec::new();
+    for record in records() {
+        let file = record["file"].as_str().unwrap();
+        let decoded = decode(&read(&format!("images/{file}")), &Limits::default());
+        match (decoded, record["ok"].as_bool().unwrap()) {
+            (Ok(pixels), true) => {
+                let size = (u64::from(pixels.height()), u64::from(pixels.width()));
+                if size != pair(&record["decoded_hw"]) || sha256(pixels.data()) != record["decoded_sha256"] {
+                    wrong.push(format!("{file}: other pixels"));
+                }
+            }
+            (Ok(_), false) => wrong.push(format!("{file}: decoded, the original refuses it")),
+            (Err(error), true) => wrong.push(format!("{file}: {error}")),
+            (Err(error), false) => assert_eq!(error.code(), "image", "{file}"),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_image_is_resized_cropped_and_normalised_to_the_same_bytes() {
+    let preprocessor = Preprocessor::new(224);
+    let mut tensor = vec![0.0; preprocessor.values()];
+    for record in records() {
+        let Some(name) = record["decoded_png"].as_str() else {
+            continue;
+        };
+        let pixels = recorded(name);
+        assert_eq!(sha256(pixels.data()), record["decoded_sha256"], "{name}");
+
+        let (width, height) = preprocessor.resized(pixels.width(), pixels.height());
+        assert_eq!((height, width), pair(&record["resized_hw"]), "{name}");
+        let skipped = (width, height) == (pixels.width().into(), pixels.height().into());
+        assert_eq!(
+            if skipped { "skipped" } else { "linear" },
+            record["resize"],
+            "{name}"
+        );
+
+        let crop = preprocessor.crop(&pixels);
+        assert_eq!(sha256(crop.data()), record["crop_sha256"], "{name}");
+        if let Some(cropped) = record["crop_png"].as_str() {
+            assert!(crop == recorded(cropped), "{cropped}");
+        }
+
+        // The whole resized image holds the crop at the recorded place.
+        if width * height < 1 << 22 {
+            let full = resize_linear(&pixels, width as u32, height as u32);
+            let (x, y) = pair(&record["crop_xy"]);
+            let rows = full.data().chunks_exact(3 * width as usize).skip(y as usize);
+            let mut rows = rows.map(|row| &row[3 * x as usize..][..3 * 224]);
+            assert!(
+                crop.data()
+                    .chunks_exact(3 * 224)
+                    .all(|row| rows.next() == Some(row)),
+                "{name}"
+            );
+        }
+
+        preprocessor.tensor_into(&crop, &mut tensor);
+        assert_eq!(sha256(&little_endian(&tensor)), record["tensor_sha256"], "{name}");
+    }
+}
+
+#[test]
+fn an_encoded_file_becomes_a_tensor_in_one_go() {
+    let preprocessor = Preprocessor::new(224);
+    let mut tensor = vec![f32::NAN; preprocessor.values()];
+    for file in [
+        "r00.jpg",
+        "r22.jpg",
+        "r32.png",
+        "r34.webp",
+        "tiff_lzw.tif",
+        "wide.png",
+    ] {
+        let record = records()
+            .into_iter()
+            .find(|record| record["file"] == file)
+            .unwrap();
+        preprocessor
+            .preprocess_into(&read(&format!("images/{file}")), &Limits::default(), &mut tensor)
+            .unwrap();
+        assert_eq!(sha256(&little_endian(&tensor)), record["tensor_sha256"], "{file}");
+    }
+    let error = preprocessor
+        .preprocess_into(&read("images/r29.png"), &Limits::default(), &mut tensor[1..])
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "image: room for 150527 values, expected 3 x 224 x 224"
+    );
+}
+
+#[test]
+fn every_byte_is_normalised_exactly() {
+    let stored = read("normalise.safetensors");
+    let stored = safetensors::SafeTensors::deserialize(&stored).unwrap();
+    let table = stored.tensor("lut").unwrap();
+    let preprocessor = Preprocessor::new(16);
+    let bytes = (0..=255).flat_map(|byte| [byte; 3]).collect();
+    let mut tensor = vec![0.0; preprocessor.values()];
+    preprocessor.tensor_into(&Pixels::new(16, 16, bytes).unwrap(), &mut tensor);
+    assert_eq!(little_endian(&tensor), table.data());
+
+    let rows = stored.tensor("r02_jpg_rows_100_104").unwrap();
+    let preprocessor = Preprocessor::new(224);
+    let mut tensor = vec![0.0; preprocessor.values()];
+    preprocessor.tensor_into(&recorded("crop224/r02_jpg.png"), &mut tensor);
+    let of_plane = |plane: &[f32]| little_endian(&plane[100 * 224..104 * 224]);
+    let ours: Vec<u8> = tensor.chunks_exact(224 * 224).flat_map(of_plane).collect();
+    assert_eq!(ours, rows.data());
+}
+
+/// OpenCV's formula, one value after the other.
+fn reference(src: &Pixels, width: u32, height: u32) -> Vec<u8> {
+    let taps = |d: u32, src: u32, dst: u32| {
+        let scale = 1.0 / (f64::from(dst) / f64::from(src));
+        let at = ((f64::from(d) + 0.5) * scale - 0.5) as f32;
+        (at.floor() as i64, at - at.floor())
+    };
+    let round = |f: f32| (f * 2048.0).round_ties_even() as i64;
+    let last = (i64::from(src.width()) - 1, i64::from(src.height()) - 1);
+    let pixel = |x: i64, y: i64, c: i64| {
+        let at = 3 * (y.clamp(0, last.1) * (last.0 + 1) + x.clamp(0, last.0)) + c;
+        i64::from(src.data()[at as usize])
+    };
+    let mut out = Vec::new();
+    for y in 0..height {
+        let (top, fy) = taps(y, src.height(), height);
+        for x in 0..width {
+            let (mut left, mut fx) = taps(x, src.width(), width);
+            if left < 0 || left >= last.0 {
+                (left, fx) = (left.clamp(0, last.0), 0.0);
+            }
+            for c in 0..3 {
+                let row = |y: i64| pixel(left, y, c) * round(1.0 - fx) + pixel(left + 1, y, c) * round(fx);
+                let part = |weight: f32, row: i64| (round(weight) * (row >> 4)) >> 16;
+                let sum = part(1.0 - fy, row(top)) + part(fy, row(top + 1));
+                out.push(((sum + 2) >> 2).clamp(0, 255) as u8);
+            }
+        }
+    }
+    out
+}
+
+fn image() -> impl Strategy<Value = Pixels> {
+    (1..40_u32, 1..40_u32)
+        .prop_flat_map(|(width, height)| {
+            let bytes = 3 * (width * height) as usize;
+            // Extremes are where rounding and saturation show.
+            let byte = prop_oneof![Just(0), Just(255), any::<u8>()];
+            (Just(width), Just(height), prop::collection::vec(byte, bytes))
+        })
+        .prop_map(|(width, height, data)| Pixels::new(width, height, data).unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn resizing_is_the_formula(src in image(), width in 1..70_u32, height in 1..70_u32) {
+        let ours = resize_linear(&src, width, height);
+        prop_assert_eq!((ours.width(), ours.height()), (width, height));
+        prop_assert_eq!(ours.data(), reference(&src, width, height));
+    }
+
+    #[test]
+    fn a_crop_is_the_middle_of_the_resized_image(src in image(), size in 1..33_usize) {
+        let preprocessor = Preprocessor::new(size);
+        let (width, height) = preprocessor.resized(src.width(), src.height());
+        prop_assert_eq!(width.min(height), size as u64);
+        let full = resize_linear(&src, width as u32, height as u32);
+        let (x, y) = ((width as usize - size).div_ceil(2), (height as usize - size).div_ceil(2));
+        let expected: Vec<u8> = full
+            .data()
+            .chunks_exact(3 * width as usize)
+            .skip(y)
+            .take(size)
+            .flat_map(|row| &row[3 * x..][..3 * size])
+            .copied()
+            .collect();
+        prop_assert_eq!(preprocessor.crop(&src).into_data(), expected);
+    }
+
+    #[test]
+    fn bytes_of_any_kind_do_not_panic(
+        magic in prop::sample::select(vec![
+            &b"\xff\xd8\xff"[..], b"\x89PNG\r\n\x1a\n", b"RIFF\xff\0\0\0WEBPVP8 ", b"RIFF\xff\0\0\0WEBPVP8L",
+            b"RIFF\xff\0\0\0WEBPVP8X", b"BM", b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"P1 ", b"P2 ", b"P3 ", b"P4 ",
+            b"P5 ", b"P6 ",
+        ]),
+        rest in prop::collection::vec(any::<u8>(), 0..512),
+    ) {
+        let bytes = [magic, &rest].concat();
+        if let Ok(pixels) = decode(&bytes, &small()) {
+            prop_assert!(pixels.width() > 0);
+        }
+    }
+}
+
+fn small() -> Limits {
+    Limits {
+        max_pixels: 1 << 18,
+        ..Limits::default()
+    }
+}
+
+/// Files of every format to damage.
+fn victims() -> Vec<Vec<u8>> {
+    let names = [
+        "exif6.jpg",
+        "r03.jpg",
+        "r21.jpg",
+        "cmyk_q.jpg",
+        "trunc_half.jpg",
+        "tiny2x1.jpg",
+        "exif6.png",
+        "r37.png",
+        "pal_trns.png",
+        "gray16.png",
+        "alpha.webp",
+        "alpha_lossy.webp",
+        "exif6.webp",
+        "pal8.bmp",
+        "bmp32.bmp",
+        "tiff.tif",
+        "tiff_lzw.tif",
+        "p6.ppm",
+    ];
+    names.iter().map(|name| read(&format!("images/{name}"))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn damaged_files_do_not_panic(
+        mut bytes in prop::sample::select(victims()),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..6),
+        cut in prop::option::weighted(0.2, any::<prop::sample::Index>()),
+    ) {
+        for (at, byte, early) in changes {
+            // Half of the damage goes to the headers.
+            let length = if early { bytes.len().min(256) } else { bytes.len() };
+            let at = at.index(length);
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        if let Ok(pixels) = decode(&bytes, &small()) {
+            prop_assert_eq!(pixels.data().len(), 3 * pixels.width() as usize * pixels.height() as usize);
+        }
+    }
+}
+
+/// A TIFF file of one directory entry after the other: tag, type, count, value.
+fn tiff(entries: &[(u16, u16, u32, u32)]) -> Vec<u8> {
+    let mut bytes = b"II*\0\x08\0\0\0".to_vec();
+    bytes.extend((entries.len() as u16).to_le_bytes());
+    for &(tag, kind, count, value) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(count.to_le_bytes());
+        bytes.extend(value.to_le_bytes());
+    }
+    bytes.extend([0; 4]);
+    bytes
+}
+
+#[test]
+fn enormous_images_are_refused_by_their_header() {
+    const SIDE: u32 = 60_000;
+    // A PNG's header is checked by its CRC: change the sides of a real one and put the CRC right.
+    let mut png = read("images/tiny1.png");
+    png[16..20].copy_from_slice(&SIDE.to_be_bytes());
+    png[20..24].copy_from_slice(&SIDE.to_be_bytes());
+    let crc = crc32(&png[12..29]);
+    png[29..33].copy_from_slice(&crc.to_be_bytes());
+
+    let mut bmp = read("images/r36.bmp");
+    bmp[18..22].copy_from_slice(&SIDE.to_le_bytes());
+    bmp[22..26].copy_from_slice(&SIDE.to_le_bytes());
+
+    // A lossy or lossless WebP has sides of up to 16,383; an extended one has 24 bits for them, and its frame
+    // says something of its own.
+    let webp = |chunk: &[u8]| {
+        [
+            b"RIFF",
+            &(chunk.len() as u32 + 4).to_le_bytes()[..],
+            b"WEBP",
+            chunk,
+        ]
+        .concat()
+    };
+    let lossy = webp(b"VP8 \x0a\0\0\0\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f");
+    let lossless = webp(b"VP8L\x05\0\0\0\x2f\xfe\xbf\xff\x0f\0");
+    let wide = b"VP8X\x0a\0\0\0\0\0\0\0\x5f\xea\0\x5f\xea\0VP8L\x05\0\0\0\x2f\0\0\0\0\0";
+    let narrow = [&b"VP8X\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0"[..], &lossy[12..]].concat();
+
+    let strip = |side| {
+        tiff(&[
+            (256, 4, 1, side),
+            (257, 4, 1, side),
+            (258, 3, 1, 8),
+            (259, 3, 1, 1),
+            (262, 3, 1, 1),
+            (273, 4, 1, 8),
+            (277, 3, 1, 1),
+            (278, 4, 1, side),
+            (279, 4, 1, 1),
+        ])
+    };
+    let mut jpeg = read("images/r00.jpg");
+    let frame = jpeg.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();
+    jpeg[frame + 5..frame + 9].copy_from_slice(&[0xEA, 0x60, 0xEA, 0x60]);
+
+    let files = [
+        ("PNG", png, "60000 x 60000"),
+        ("BMP", bmp, "60000 x 60000"),
+        ("WebP", lossy, "16383 x 16383"),
+        ("WebP", lossless, "16383 x 16383"),
+        ("WebP", webp(wide), "60000 x 60000"),
+        ("WebP", webp(&narrow), "16383 x 16383"),
+        ("TIFF", strip(SIDE), "60000 x 60000"),
+        ("PNM", b"P6 60000 60000 255 ".to_vec(), "60000 x 60000"),
+        ("PNM", b"P1 60000 60000 ".to_vec(), "60000 x 60000"),
+        ("JPEG", jpeg, "60000 x 60000"),
+    ];
+    for (format, bytes, sides) in files {
+        let error = decode(&bytes, &Limits::default()).expect_err(format);
+        assert_eq!(
+            error.to_string(),
+            format!("image: {format} of {sides} pixels, expected at most 67108864")
+        );
+    }
+
+    let limits = Limits {
+        max_bytes: 100,
+        ..Limits::default()
+    };
+    let error = decode(&read("images/r00.jpg"), &limits).unwrap_err();
+    assert_eq!(error.to_string(), "image: 21469 bytes, expected at most 100");
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            crc >> 1 ^ if crc & 1 == 1 { 0xEDB8_8320 } else { 0 }
+        })
+    })
+}
+
+#[test]
+fn a_foreign_format_is_named() {
+    for (file, name) in [
+        ("gif.gif", "a GIF image"),
+        ("svg.bin", "an SVG image"),
+        ("empty.bin", "no bytes"),
+        ("text.bin", "bytes of no known image format"),
+    ] {
+        let error = decode(&read(&format!("images/{file}")), &Limits::default()).unwrap_err();
+        let expected = format!("image: {name}, expected JPEG, PNG, WebP, BMP, TIFF or PNM");
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn pixels_have_the_size_they_claim() {
+    assert!(Pixels::new(0, 1, Vec::new()).is_err());
+    assert!(Pixels::new(1, 0, Vec::new()).is_err());
+    assert!(Pixels::new(u32::MAX, u32::MAX, vec![0; 3]).is_err());
+    assert_eq!(Pixels::new(1, 2, vec![7; 6]).unwrap().into_data(), [7; 6]);
+}

@@ -1,0 +1,289 @@
+//! The towers against the recorded vectors and intermediate values of the original.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
+use ernie_vil::towers::{Engine, ImageTower, Step, TextTower};
+use ernie_vil::weights::{Checkpoint, text_config_from_original, vision_config_from_original};
+use ernie_vil::{ErnieConfig, VitConfig};
+use safetensors::SafeTensors;
+
+const MODELS: [&str; 3] = ["tiny", "mid", "variant"];
+const ENGINES: [Engine; 2] = [Engine::Auto, Engine::Burn];
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens")).join(name)
+}
+
+fn read(name: &str) -> Vec<u8> {
+    fs::read(golden(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// The float and the integer tensors of a recording.
+struct Recording(HashMap<String, (Vec<usize>, Vec<f64>)>);
+
+impl Recording {
+    fn read(name: &str) -> Self {
+        let bytes = read(name);
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let values = |view: safetensors::tensor::TensorView<'_>| match view.dtype() {
+            safetensors::Dtype::F32 => {
+                view.data().as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
+            }
+            safetensors::Dtype::I64 => {
+                view.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect()
+            }
+            other => panic!("{other:?}"),
+        };
+        let all = tensors.tensors().into_iter();
+        Self(all.map(|(name, view)| (name, (view.shape().to_vec(), values(view)))).collect())
+    }
+
+    fn get(&self, name: &str) -> &[f64] {
+        &self.0.get(name).unwrap_or_else(|| panic!("{name} was not recorded")).1
+    }
+}
+
+fn largest_difference(got: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
+}
+
+fn configs(model: &str) -> (VitConfig, ErnieConfig) {
+    (
+        vision_config_from_original(&read(&format!("models/{model}_vision_config.json"))).unwrap(),
+        text_config_from_original(&read(&format!("models/{model}_text_config.json"))).unwrap(),
+    )
+}
+
+fn towers(model: &str, engine: Engine) -> (ImageTower, TextTower) {
+    let bytes = read(&format!("models/{model}.pdparams"));
+    let weights = Checkpoint::parse(&bytes).unwrap();
+    let (image, text) = configs(model);
+    (
+        ImageTower::load(&weights, &image, &Device::flex(), engine).unwrap(),
+        TextTower::load(&weights, &text, &Device::flex(), engine).unwrap(),
+    )
+}
+
+/// The 40 rows' pixels, from the recorded crops.
+fn pixels() -> Vec<f32> {
+    let list: Vec<serde_json::Value> = serde_json::from_slice::<serde_json::Value>(&read("images.json"))
+        .map(|json| match json {
+            serde_json::Value::Array(list) => list,
+            serde_json::Value::Object(map) => map
+                .into_iter()
+                .map(|(name, mut entry)| {
+                    entry["file"] = name.into();
+                    entry
+                })
+                .collect(),
+            other => panic!("{other}"),
+        })
+        .unwrap();
+    let mut files: Vec<String> = list
+        .iter()
+        .filter(|entry| entry["group"] == "tsv")
+        .map(|entry| entry["file"].as_str().unwrap().to_owned())
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 40);
+    let preprocessor = Preprocessor::new(224);
+    let mut out = vec![0.0; 40 * 3 * 224 * 224];
+    for (file, out) in files.iter().zip(out.chunks_exact_mut(3 * 224 * 224)) {
+        let png = read(&format!("crop224/{}.png", file.replace('.', "_")));
+        let crop = decode(&png, &Limits::default()).unwrap();
+        preprocessor.tensor_into(&crop, out);
+    }
+    out
+}
+
+fn rows(recording: &Recording) -> Vec<Vec<u32>> {
+    let ids = recording.get("input_ids");
+    ids.chunks_exact(48).map(|row| row.iter().map(|&id| id as u32).collect()).collect()
+}
+
+fn slices(rows: &[Vec<u32>]) -> Vec<&[u32]> {
+    rows.iter().map(Vec::as_slice).collect()
+}
+
+#[test]
+fn vectors_of_all_models_on_both_engines() {
+    let pixels = pixels();
+    for model in MODELS {
+        let recording = Recording::read(&format!("embeddings_{model}.safetensors"));
+        let ids = rows(&recording);
+        for engine in ENGINES {
+            let (image, text) = towers(model, engine);
+            let image_raw = largest_difference(&image.embed_raw(&pixels).unwrap(), recording.get("image_raw"));
+            let text_raw = largest_difference(&text.embed_raw(&slices(&ids)).unwrap(), recording.get("text_raw"));
+            let embedded = image.embed(&pixels).unwrap();
+            let image_normalised = largest_difference(embedded.data(), recording.get("image_normalised"));
+            let embedded = text.embed(&slices(&ids)).unwrap();
+            let text_normalised = largest_difference(embedded.data(), recording.get("text_normalised"));
+            println!("{model} {engine:?}: raw {image_raw:.1e} {text_raw:.1e}, normalised {image_normalised:.1e} {text_normalised:.1e}");
+            assert!(image_normalised < 1e-5 && text_normalised < 1e-5, "{model} {engine:?}");
+            assert!(image_raw < 1e-4 && text_raw < 1e-4, "{model} {engine:?}");
+        }
+    }
+}
+
+#[test]
+fn vectors_from_the_encoded_files() {
+    let tsv = String::from_utf8(read("coco_cn_style.tsv")).unwrap();
+    let preprocessor = Preprocessor::new(224);
+    let mut pixels = vec![0.0; 40 * 3 * 224 * 224];
+    for (line, out) in tsv.lines().zip(pixels.chunks_exact_mut(3 * 224 * 224)) {
+        let bytes = decode_base64(line.rsplit('\t').next().unwrap().trim().as_bytes()).unwrap();
+        preprocessor.preprocess_into(&bytes, &Limits::default(), out).unwrap();
+    }
+    for model in MODELS {
+        let (image, _) = towers(model, Engine::Auto);
+        let recording = Recording::read(&format!("embeddings_{model}.safetensors"));
+        let got = image.embed(&pixels).unwrap();
+        let expected = recording.get("image_normalised");
+        for (row, expected) in expected.chunks_exact(got.dimensions()).enumerate() {
+            let cosine: f64 = got.row(row).iter().zip(expected).map(|(a, b)| f64::from(*a) * b).sum();
+            assert!(cosine >= 0.9999, "{model}, row {row}: cosine {cosine}");
+        }
+    }
+}
+
+/// The step of this name; the last block's steps have the first token's row only.
+fn find<'a>(steps: &'a [Step], name: &str) -> &'a Step {
+    steps.iter().find(|step| step.name == name).unwrap_or_else(|| panic!("no step {name}"))
+}
+
+fn compare(steps: &[Step], name: &str, expected: &[f64]) {
+    let step = find(steps, name);
+    // Where a step computes the first rows only, the recording goes on after them.
+    let difference = largest_difference(&step.values, &expected[..step.values.len()]);
+    assert!(difference < 1e-5, "{name}: {difference:e}");
+}
+
+fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a + b).collect()
+}
+
+#[test]
+fn every_intermediate_value_of_tiny() {
+    let recording = Recording::read("intermediates_tiny.safetensors");
+    let embeddings = Recording::read("embeddings_tiny.safetensors");
+    let image_values = 3 * 224 * 224;
+    let pixels = &pixels()[2 * image_values..3 * image_values];
+    let ids = &rows(&embeddings)[9];
+    let tokens = ids.iter().filter(|&&id| id != 0).count();
+    for engine in ENGINES {
+        let (image, text) = towers("tiny", engine);
+        let steps = image.trace(pixels).unwrap();
+        for name in ["tokens_plus_pos", "norm_pre", "norm_post"] {
+            compare(&steps, &format!("visual.{name}"), recording.get(&format!("visual.{name}")));
+        }
+        compare(&steps, "visual.norm_post", recording.get("visual.embedding"));
+        if engine == Engine::Burn {
+            compare(&steps, "visual.patch_embed", recording.get("visual.patch_embed"));
+        }
+        let mut before = recording.get("visual.norm_pre");
+        for block in ["visual.block.0", "visual.block.1"] {
+            let get = |part: &str| recording.get(&format!("{block}.{part}"));
+            compare(&steps, block, recording.get(block));
+            compare(&steps, &format!("{block}.norm1"), get("norm1"));
+            match engine {
+                // The kernels add the residual as they store, so that is where they can be seen.
+                Engine::Auto => compare(&steps, &format!("{block}.attended"), &sum(before, get("attn"))),
+                Engine::Burn => {
+                    compare(&steps, &format!("{block}.attn"), get("attn"));
+                    compare(&steps, &format!("{block}.mlp"), get("mlp"));
+                }
+            }
+            before = recording.get(block);
+        }
+
+        // The original computes 48 tokens, of which those after the caption's end are padding.
+        let steps = text.trace(&[ids]).unwrap();
+        for name in ["embedding_sum", "embedding_ln", "pooled"] {
+            compare(&steps, &format!("text.{name}"), recording.get(&format!("text.{name}")));
+        }
+        assert_eq!(find(&steps, "text.embedding_sum").values.len(), tokens * 32);
+        let mut before = recording.get("text.embedding_ln");
+        for block in ["text.block.0", "text.block.1"] {
+            let get = |part: &str| recording.get(&format!("{block}.{part}"));
+            compare(&steps, block, recording.get(block));
+            compare(&steps, &format!("{block}.ln1"), get("ln1"));
+            match engine {
+                Engine::Auto => compare(&steps, &format!("{block}.attended"), &sum(before, get("attn"))),
+                Engine::Burn => {
+                    compare(&steps, &format!("{block}.attn"), get("attn"));
+                    compare(&steps, &format!("{block}.ffn"), get("ffn"));
+                }
+            }
+            before = recording.get(block);
+        }
+    }
+}
+
+#[test]
+fn batch_padding_and_threads_change_nothing() {
+    let pixels = pixels();
+    let image_values = 3 * 224 * 224;
+    let embeddings = Recording::read("embeddings_mid.safetensors");
+    let ids = rows(&embeddings);
+    for engine in ENGINES {
+        let (image, text) = towers("mid", engine);
+        let all_images = image.embed_raw(&pixels).unwrap();
+        let all_texts = text.embed_raw(&slices(&ids)).unwrap();
+        for batch in [1, 3, 7, 16] {
+            for (i, chunk) in pixels.chunks(batch * image_values).enumerate() {
+                let got = image.embed_raw(chunk).unwrap();
+                same(&got, &all_images[i * batch * 64..][..got.len()]);
+            }
+            for (i, chunk) in ids.chunks(batch).enumerate() {
+                let cut: Vec<&[u32]> =
+                    chunk.iter().map(|row| &row[..row.iter().filter(|&&id| id != 0).count()]).collect();
+                let got = text.embed_raw(&cut).unwrap();
+                same(&got, &all_texts[i * batch * 48..][..got.len()]);
+            }
+        }
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            same(&pool.install(|| image.embed_raw(&pixels)).unwrap(), &all_images);
+            same(&pool.install(|| text.embed_raw(&slices(&ids))).unwrap(), &all_texts);
+        }
+    }
+}
+
+fn same(got: &[f32], expected: &[f32]) {
+    for (a, b) in got.iter().zip(expected) {
+        assert!((a - b).abs() <= 2e-6, "{a} and {b}");
+    }
+}
+
+#[test]
+fn captions_that_cannot_be_embedded_are_named() {
+    let (image, text) = towers("tiny", Engine::Auto);
+    let error = |captions: &[&[u32]]| text.embed(captions).unwrap_err().to_string();
+    assert_eq!(
+        error(&[&[1, 2], &[]]),
+        "text: caption 1: it starts with padding (id 0) or is empty, expected [CLS] first"
+    );
+    assert_eq!(error(&[&[1; 65]]), "text: caption 0: 65 tokens, expected at most 64");
+    assert_eq!(error(&[&[1, 2004]]), "text: caption 0: the id 2004, expected less than 2004");
+    assert!(image.embed(&[0.0; 5]).unwrap_err().to_string().contains("expected a multiple of 150528"));
+    assert_eq!(text.embed_raw(&[]).unwrap(), []);
+}
+
+#[test]
+fn tensors_in_and_out() {
+    use burn::tensor::{Tensor, TensorData};
+    let pixels = pixels()[..2 * 3 * 224 * 224].to_vec();
+    let (image, text) = towers("tiny", Engine::Auto);
+    let tensor: Tensor<4> = Tensor::from_data(TensorData::new(pixels.clone(), [2, 3, 224, 224]), &Device::flex());
+    let out = image.forward(tensor);
+    assert_eq!(out.dims(), [2, 32]);
+    assert_eq!(out.into_data().try_into_vec::<f32>().unwrap(), image.embed_raw(&pixels).unwrap());
+    let out = text.forward(&[&[1, 5, 2], &[1, 2]]).unwrap();
+    assert_eq!(out.dims(), [2, 32]);
+}
