@@ -1,5 +1,5 @@
-//! Times resizing and normalising on one thread. Prints one JSON line a case; `peers/resize_opencv.py` times the
-//! same with OpenCV.
+//! Times resizing and normalising on one thread. Prints one JSON line a case; `peers/resize_opencv.py`
+//! times the same with OpenCV.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -227,7 +227,8 @@ impl Bench {
         let cases = [(1, 12, 12), (8, 8, 20), (8, longest, longest), (64, 8, 20)];
         for (batch, least, most) in cases {
             let length = |i: usize| least + i * (most - least) / (batch - 1).max(1);
-            let caption = |i: usize| (0..length(i) as u32).map(|j| 1 + (i as u32 * 977 + j * 131) % (vocabulary - 1));
+            let caption = |i: usize| (0..length(i) as u32)
+                .map(move |j| 1 + (i as u32 * 977 + j * 131) % (vocabulary - 1));
             let captions: Vec<Vec<u32>> = (0..batch).map(|i| caption(i).collect()).collect();
             let captions: Vec<&[u32]> = captions.iter().map(Vec::as_slice).collect();
             let time = self.time(|| {

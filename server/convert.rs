@@ -161,7 +161,8 @@ fn write(
     };
     let finish = |writer: HashingWriter<BufWriter<Counted<'_>>>, name: &str| -> Result<ManifestFile> {
         let (writer, entry) = writer.finish(name);
-        let counted = writer.into_inner().with_context(|| format!("writing {name}"))?;
+        let counted = writer.into_inner().map_err(|error| error.into_error());
+        let counted = counted.with_context(|| format!("writing {name}"))?;
         counted.file.sync_all().with_context(|| format!("writing {name}"))?;
         Ok(entry)
     };

@@ -216,7 +216,7 @@ pub fn npy_paths(output: &Path) -> [PathBuf; 3] {
 fn write_npy(spool: &mut Spool, output: &Path, rows: usize, config: &ModelConfig) -> Result<Vec<PathBuf>> {
     let paths = npy_paths(output);
     let [text_path, image_path, ids_path] = &paths;
-    let create = |path: &Path| Ok(BufWriter::with_capacity(1 << 20, AtomicFile::create(path)?));
+    let create = |path: &Path| AtomicFile::create(path).map(|file| BufWriter::with_capacity(1 << 20, file));
     let mut texts = NpyWriter::new(create(text_path)?, rows, config.text.width)?;
     let mut images = NpyWriter::new(create(image_path)?, rows, config.image.width)?;
     let mut ids = create(ids_path)?;

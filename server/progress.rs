@@ -65,6 +65,7 @@ impl Progress {
     }
 
     /// How many were counted.
+    #[cfg(test)]
     pub fn done(&self) -> u64 {
         self.bar.position()
     }
@@ -75,6 +76,7 @@ impl Progress {
     }
 
     /// Runs `print`, which may write to the terminal, with the line out of its way.
+    #[cfg(test)]
     pub fn around<T>(&self, print: impl FnOnce() -> T) -> T {
         self.bar.suspend(print)
     }

@@ -38,8 +38,8 @@ fn an_error_says_what_was_expected() {
     );
     assert_eq!(
         decode_base64(b"QUJDR").unwrap_err().to_string(),
-        "base64: 5 characters of the base64 alphabet without the padding that ends them, expected a multiple of \
-         4 or `=` after the last"
+        "base64: 5 characters of the base64 alphabet without the padding that ends them, expected a multiple \
+         of 4 or `=` after the last"
     );
 }
 

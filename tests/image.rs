@@ -243,8 +243,8 @@ proptest! {
     fn bytes_of_any_kind_do_not_panic(
         magic in prop::sample::select(vec![
             &b"\xff\xd8\xff"[..], b"\x89PNG\r\n\x1a\n", b"RIFF\xff\0\0\0WEBPVP8 ", b"RIFF\xff\0\0\0WEBPVP8L",
-            b"RIFF\xff\0\0\0WEBPVP8X", b"BM", b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"P1 ", b"P2 ", b"P3 ", b"P4 ",
-            b"P5 ", b"P6 ",
+            b"RIFF\xff\0\0\0WEBPVP8X", b"BM", b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"P1 ", b"P2 ", b"P3 ",
+            b"P4 ", b"P5 ", b"P6 ",
         ]),
         rest in prop::collection::vec(any::<u8>(), 0..512),
     ) {
@@ -406,6 +406,179 @@ fn crc32(bytes: &[u8]) -> u32 {
             crc >> 1 ^ if crc & 1 == 1 { 0xEDB8_8320 } else { 0 }
         })
     })
+}
+
+/// Decodes and compares; what is expected has been read with OpenCV 4.6.
+#[track_caller]
+fn assert_pixels(bytes: &[u8], (width, height): (u32, u32), expected: &[u8]) {
+    let pixels = decode(bytes, &Limits::default()).unwrap();
+    assert_eq!((pixels.width(), pixels.height()), (width, height));
+    assert_eq!(pixels.data(), expected);
+}
+
+#[test]
+fn pnm_is_read_by_the_rules_of_opencv() {
+    // Binary samples stay as they are, text ones are scaled, 16 bits are cut.
+    assert_pixels(b"P5 2 1 100 \x64\x0a", (2, 1), &[100, 100, 100, 10, 10, 10]);
+    assert_pixels(b"P2\n2 1\n100\n200 10\n", (2, 1), &[255, 255, 255, 25, 25, 25]);
+    assert_pixels(b"P6 1 1 1000 \x03\xe8\0\0\x01\0", (1, 1), &[3, 0, 1]);
+    assert_pixels(b"P3 # text\n1 1 # more\n1000 999 256 7\n", (1, 1), &[3, 1, 0]);
+    // Bits: 1 is black. In text nothing has to stand between them.
+    assert_pixels(b"P1 3 1 101", (3, 1), &[0, 0, 0, 255, 255, 255, 0, 0, 0]);
+    assert_pixels(b"P4 3 1 \x40", (3, 1), &[255, 255, 255, 0, 0, 0, 255, 255, 255]);
+    for (bytes, expected) in [
+        (
+            &b"P2 1 1 255 12"[..],
+            "the end of the file where a number was expected",
+        ),
+        (b"P5 2 1 255 \0", "1 bytes of samples, expected 2"),
+        (b"P5 2 1 0 \0\0", "a largest value of 0, expected 1 to 65535"),
+        (b"P2 1 1 255 -1 ", "0x2d at byte 11, expected a number"),
+        (b"P2 1 1 255 3000000000 ", "a number above 2147483647 at byte 20"),
+    ] {
+        let error = decode(bytes, &Limits::default()).unwrap_err();
+        assert_eq!(error.to_string(), format!("image: PNM: {expected}"));
+    }
+}
+
+/// A BMP file.
+fn bmp(width: u32, height: i32, bits: u16, compression: u32, after_header: &[u8], pixels: &[u8]) -> Vec<u8> {
+    let start = 54 + after_header.len() as u32;
+    let mut bytes = b"BM\0\0\0\0\0\0\0\0".to_vec();
+    bytes.extend([start, 40, width].map(u32::to_le_bytes).as_flattened());
+    bytes.extend(height.to_le_bytes());
+    bytes.extend([1, bits].map(u16::to_le_bytes).as_flattened());
+    bytes.extend([compression, 0, 0, 0, 0, 0].map(u32::to_le_bytes).as_flattened());
+    [&bytes, after_header, pixels].concat()
+}
+
+#[test]
+fn bmp_is_read_by_the_rules_of_opencv() {
+    // 5 and 6 bits are shifted, the fourth byte is dropped, a negative height means from the top.
+    let pixels = [0xFF, 0x7F, 0x21, 0x04];
+    assert_pixels(&bmp(2, 1, 16, 0, &[], &pixels), (2, 1), &[248, 248, 248, 8, 8, 8]);
+    let masks = [0xF800, 0x07E0, 0x001F].map(u32::to_le_bytes);
+    let green = bmp(2, 1, 16, 3, masks.as_flattened(), &pixels);
+    assert_pixels(&green, (2, 1), &[120, 252, 248, 0, 132, 8]);
+    assert_pixels(
+        &bmp(1, -2, 32, 0, &[], &[1, 2, 3, 0, 4, 5, 6, 0]),
+        (1, 2),
+        &[3, 2, 1, 6, 5, 4],
+    );
+    assert_pixels(
+        &bmp(1, 2, 24, 0, &[], &[1, 2, 3, 0, 4, 5, 6, 0]),
+        (1, 2),
+        &[6, 5, 4, 3, 2, 1],
+    );
+
+    let palette: Vec<u8> = (0..=255).flat_map(|i| [i, i + u8::from(i < 255), 7, 0]).collect();
+    let colours = |indices: &[u8]| -> Vec<u8> {
+        let colour = |&i: &u8| [7, i + u8::from(i < 255), i];
+        indices.iter().flat_map(colour).collect()
+    };
+    // Runs, single pixels, a skip of two pixels and a row, and the end of the image.
+    let runs = [2, 9, 0, 3, 1, 2, 3, 0, 0, 0, 1, 8, 0, 2, 2, 1, 1, 5, 0, 1];
+    let expected = [0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 8, 0, 0, 0, 0, 9, 9, 1, 2, 3];
+    assert_pixels(&bmp(5, 4, 8, 1, &palette, &runs), (5, 4), &colours(&expected));
+    // With 4 bits a run has two colours in turn.
+    let runs = [5, 0x12, 0, 0, 0, 4, 0x34, 0x56, 0, 0];
+    let expected = [3, 4, 5, 6, 0, 1, 2, 1, 2, 1];
+    assert_pixels(
+        &bmp(5, 2, 4, 2, &palette[..64], &runs),
+        (5, 2),
+        &colours(&expected),
+    );
+
+    for (bytes, expected) in [
+        (
+            bmp(5, 1, 8, 1, &palette, &[6, 1]),
+            "a run of 6 pixels in row 0, expected at most 5",
+        ),
+        (
+            bmp(5, 1, 8, 1, &palette, &[4, 1]),
+            "run-length codes end before the image is full",
+        ),
+        (bmp(2, 1, 24, 0, &[], &[0; 7]), "7 bytes of pixels, expected 8"),
+        (
+            bmp(2, 1, 2, 0, &palette, &[0; 8]),
+            "2 bits a pixel with compression 0, expected 1, 4, 8, 16, 24 or 32 bits uncompressed, or 4 or 8 \
+             run-length encoded",
+        ),
+        (b"BM".to_vec(), "2 bytes, its header is cut off"),
+    ] {
+        let error = decode(&bytes, &Limits::default()).unwrap_err();
+        assert_eq!(error.to_string(), format!("image: BMP: {expected}"));
+    }
+}
+
+#[test]
+fn tiff_is_read_by_the_rules_of_libtiff() {
+    let image = |bits, colour, samples, extra, orientation, pixels: &[u8]| {
+        let entries = [
+            (256, 4, 1, 2),
+            (257, 4, 1, 1),
+            (258, 3, 1, bits),
+            (259, 3, 1, 1),
+            (262, 3, 1, colour),
+            (273, 4, 1, 8 + 2 + 12 * 11 + 4),
+            (274, 3, 1, orientation),
+            (277, 3, 1, samples),
+            (278, 4, 1, 1),
+            (279, 4, 1, pixels.len() as u32),
+            (338, 3, u32::from(extra > 0), extra),
+        ];
+        [&tiff(&entries), pixels].concat()
+    };
+    // Grey is cut, colours are rounded to 8 bits.
+    let grey = [0xFF, 0x80, 0xFF, 0x01];
+    assert_pixels(&image(16, 1, 1, 0, 1, &grey), (2, 1), &[128, 128, 128, 1, 1, 1]);
+    let colours = [0xFF, 0x01, 0, 0, 0xFF, 0xFF, 0x7F, 0x01, 0x80, 0x01, 0x81, 0x01];
+    assert_pixels(&image(16, 2, 3, 0, 1, &colours), (2, 1), &[2, 0, 255, 1, 1, 1]);
+    // An unassociated alpha is multiplied in, an associated one has been.
+    let rgba = [200, 100, 50, 128, 1, 2, 3, 0];
+    assert_pixels(&image(8, 2, 4, 2, 1, &rgba), (2, 1), &[100, 50, 25, 0, 0, 0]);
+    assert_pixels(&image(8, 2, 4, 1, 1, &rgba), (2, 1), &[200, 100, 50, 1, 2, 3]);
+    // The orientation counts, and white may be zero.
+    assert_pixels(
+        &image(8, 1, 1, 0, 6, &[10, 20]),
+        (1, 2),
+        &[10, 10, 10, 20, 20, 20],
+    );
+    assert_pixels(
+        &image(8, 1, 1, 0, 2, &[10, 20]),
+        (2, 1),
+        &[20, 20, 20, 10, 10, 10],
+    );
+    assert_pixels(
+        &image(8, 0, 1, 0, 1, &[10, 20]),
+        (2, 1),
+        &[245, 245, 245, 235, 235, 235],
+    );
+}
+
+#[test]
+fn only_the_first_app1_segment_of_a_jpeg_turns_it() {
+    let turned = read("images/exif6.jpg");
+    let metadata = b"\xff\xe1\0\x1fhttp://ns.adobe.com/xap/1.0/\0";
+    let hidden = [&turned[..2], metadata, &turned[2..]].concat();
+    let size = |bytes: &[u8]| {
+        let pixels = decode(bytes, &Limits::default()).unwrap();
+        (pixels.width(), pixels.height())
+    };
+    assert_eq!(size(&turned), (48, 72));
+    assert_eq!(size(&hidden), (72, 48));
+}
+
+#[test]
+fn a_webp_or_png_that_is_cut_off_is_refused() {
+    for file in ["r34.webp", "r35.webp", "alpha_lossy.webp", "r29.png"] {
+        let bytes = read(&format!("images/{file}"));
+        assert!(decode(&bytes, &Limits::default()).is_ok(), "{file}");
+        assert!(
+            decode(&bytes[..bytes.len() - 1], &Limits::default()).is_err(),
+            "{file}"
+        );
+    }
 }
 
 #[test]

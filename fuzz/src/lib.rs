@@ -8,15 +8,16 @@ mod memory;
 
 use std::sync::OnceLock;
 
+use ernie_vil::ModelConfig;
 use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
 use ernie_vil::index::EmbeddingIndex;
 use ernie_vil::pairs::{PairReader, Position, count_rows};
 use ernie_vil::text::{Tokenizer, Vocabulary};
 use ernie_vil::vectors::{Embeddings, NpyWriter, OutWriter, read_npy, read_out, read_safetensors};
 use ernie_vil::weights::{
-    Checkpoint, Manifest, SafetensorsFile, TensorSource, text_config_from_original, vision_config_from_original,
+    Checkpoint, Manifest, SafetensorsFile, TensorSource, text_config_from_original,
+    vision_config_from_original,
 };
-use ernie_vil::ModelConfig;
 use memory::at_most;
 
 const KIB: usize = 1 << 10;
@@ -237,7 +238,12 @@ pub fn vocabulary(bytes: &[u8]) {
         let known: Vec<String> = vocabulary.entries().map(|(token, _)| token.to_owned()).collect();
         if let Ok(tokenizer) = Tokenizer::new(vocabulary) {
             for token in known {
-                assert!(tokenizer.ids(&token).iter().all(|&id| (id as usize) < tokenizer.rows()));
+                assert!(
+                    tokenizer
+                        .ids(&token)
+                        .iter()
+                        .all(|&id| (id as usize) < tokenizer.rows())
+                );
             }
         }
     });
@@ -248,7 +254,12 @@ fn tensors(source: &dyn TensorSource) {
     let names = source.names();
     assert!(names.is_sorted());
     for name in names {
-        let values: Option<usize> = source.shape(&name).unwrap().iter().copied().reduce(usize::saturating_mul);
+        let values: Option<usize> = source
+            .shape(&name)
+            .unwrap()
+            .iter()
+            .copied()
+            .reduce(usize::saturating_mul);
         if let Ok(data) = source.read(&name) {
             assert_eq!(data.len(), values.unwrap_or(1));
         }

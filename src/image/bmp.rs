@@ -115,20 +115,19 @@ impl Header {
                 *colour = [stored[2], stored[1], stored[0]];
             }
         }
-        let six_bit_green = bits == 16
-            && compression == BITFIELDS
-            && {
-                let at = |field: usize| after.checked_add(4 * field).ok_or_else(cut);
-                match [u32(at(0)?)?, u32(at(1)?)?, u32(at(2)?)?] {
-                    [0x7C00, 0x03E0, 0x001F] => false,
-                    [0xF800, 0x07E0, 0x001F] => true,
-                    [red, green, blue] => {
-                        return Err(damaged(format!(
-                            "16 bits with the masks 0x{red:x}, 0x{green:x}, 0x{blue:x}, expected 5 bits each or 5, 6 and 5"
-                        )));
-                    }
+        let six_bit_green = bits == 16 && compression == BITFIELDS && {
+            let at = |field: usize| after.checked_add(4 * field).ok_or_else(cut);
+            match [u32(at(0)?)?, u32(at(1)?)?, u32(at(2)?)?] {
+                [0x7C00, 0x03E0, 0x001F] => false,
+                [0xF800, 0x07E0, 0x001F] => true,
+                [red, green, blue] => {
+                    return Err(damaged(format!(
+                        "16 bits with the masks 0x{red:x}, 0x{green:x}, 0x{blue:x}, expected 5 bits each or \
+                             5, 6 and 5"
+                    )));
                 }
-            };
+            }
+        };
         Ok(Self {
             width: width as u32,
             height: height.unsigned_abs(),

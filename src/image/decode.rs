@@ -3,7 +3,8 @@
 use std::fmt::Display;
 use std::io::Cursor;
 
-use image_webp::WebPDecoder;
+use image::codecs::webp::WebPDecoder;
+use image::ImageDecoder;
 use png::Transformations;
 
 use super::orientation::{Orientation, exif_of_jpeg};
@@ -93,7 +94,7 @@ impl Format {
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Format::WebP,
             [b'B', b'M', ..] => Format::Bmp,
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Format::Tiff,
-            [b'P', b'1'..=b'6', space, ..] if space.is_ascii_whitespace() => Format::Pnm,
+            [b'P', b'1'..=b'6', b' ' | b'\t'..=b'\r', ..] => Format::Pnm,
             other => {
                 return Err(Error::Image(format!(
                     "{}, expected JPEG, PNG, WebP, BMP, TIFF or PNM",
@@ -128,8 +129,9 @@ fn name_of_foreign(bytes: &[u8]) -> &'static str {
 /// Decodes an image to RGB as OpenCV 4.6 does in colour mode.
 ///
 /// The first bytes tell the format: JPEG, PNG, WebP, BMP, TIFF or PNM (PBM, PGM, PPM). Grey is copied
-/// to three channels, of 16 bits the upper 8 stay, transparency, gamma and colour profiles are left
-/// out. A JPEG or PNG with an EXIF orientation is turned upright, a WebP is not.
+/// to three channels, 16 bits become 8, gamma and colour profiles are left out, and so is transparency
+/// (but in a TIFF colours are multiplied with an unassociated alpha). A JPEG, PNG or TIFF that notes its
+/// orientation is turned upright, a WebP is not.
 ///
 /// # Errors
 /// [`Error::Image`] where the bytes are in another format (the message names it where it is a well
@@ -208,13 +210,13 @@ fn decode_webp(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
     if let Some((width, height)) = lossy_size(bytes).map_err(|message| damaged(&message))? {
         limits.check(Format::WebP, width, height)?;
     }
-    let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(|error| damaged(&error))?;
+    let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(|error| damaged(&error))?;
     let (width, height) = decoder.dimensions();
     limits.check(Format::WebP, width, height)?;
-    if decoder.is_animated() {
+    if decoder.has_animation() {
         return Err(damaged(&"an animation, expected one image"));
     }
-    let channels = if decoder.has_alpha() { 4 } else { 3 };
+    let channels = if decoder.color_type().has_alpha() { 4 } else { 3 };
     let mut data = vec![0; width as usize * height as usize * channels];
     decoder.read_image(&mut data).map_err(|error| damaged(&error))?;
     Pixels::new(

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
     let kind = bytes[1];
     let mut text = Text { bytes, at: 2 };
-    let mut size = |what| text.number(u32::MAX as usize).map_err(|error| error.within(what));
+    let mut size = |what| text.number(usize::MAX).map_err(|error| error.within(what));
     let (width, height) = (size("width")?, size("height")?);
     limits.check(Format::Pnm, width, height)?;
     let largest = match kind {
@@ -68,7 +68,8 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
                 })
             })
             .collect(),
-        _ => rest[..needed].iter().step_by(needed / count).copied().collect(),
+        _ if largest > 255 => rest[..needed].iter().step_by(2).copied().collect(),
+        _ => rest[..needed].to_vec(),
     };
     let data = if channels == 1 {
         rgb_of_grey(&samples, 1)

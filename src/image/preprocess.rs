@@ -51,9 +51,9 @@ impl Preprocessor {
     /// ([`VitConfig::image_size`](crate::VitConfig::image_size)).
     ///
     /// # Panics
-    /// Where `size` is 0 or above 65,536.
+    /// Where `size` is 0 or above 2^22, which no valid configuration's is.
     pub fn new(size: usize) -> Self {
-        assert!((1..=1 << 16).contains(&size), "an image of {size} pixels a side");
+        assert!((1..=1 << 22).contains(&size), "an image of {size} pixels a side");
         Self { size: size as u32 }
     }
 

@@ -13,7 +13,7 @@
 
 use super::Pixels;
 
-/// Bits of a weight after the point.
+/// The weight 1, with 11 bits after the point.
 const WEIGHT_ONE: f32 = 2048.0;
 /// A pixel is read with the one to its right as eight bytes, two of them beyond the second pixel.
 const READ: usize = 8;
@@ -163,22 +163,24 @@ impl Columns {
         vec![[0; 4]; self.offsets.len()]
     }
 
-    /// Offsets, weights and results of a row by groups.
-    fn groups<'a>(
-        &'a self,
-        out: &'a mut Row,
-    ) -> impl Iterator<
-        Item = (
-            &'a [usize; GROUP],
-            &'a [[[i16; 2]; 4]; GROUP],
-            &'a mut [[i16; 4]; GROUP],
-        ),
-    > {
+    /// The columns by groups, with a row's results.
+    fn groups<'a>(&'a self, out: &'a mut Row) -> impl Iterator<Item = Group<'a>> {
         let groups = self.offsets.as_chunks().0.iter().zip(self.weights.as_chunks().0);
         groups
             .zip(out.as_chunks_mut().0)
-            .map(|((offsets, weights), out)| (offsets, weights, out))
+            .map(|((offsets, weights), out)| Group {
+                offsets,
+                weights,
+                out,
+            })
     }
+}
+
+/// What a kernel works on at once.
+struct Group<'a> {
+    offsets: &'a [usize; GROUP],
+    weights: &'a [[[i16; 2]; 4]; GROUP],
+    out: &'a mut [[i16; 4]; GROUP],
 }
 
 /// Which instructions do the work. The results are the same.
@@ -221,10 +223,15 @@ impl Kernel {
 
 /// Written so that the compiler finds the vectors.
 mod portable {
-    use super::{Columns, GROUP, Row};
+    use super::{Columns, GROUP, Group, Row};
 
     pub(super) fn horizontal(bytes: &[u8], columns: &Columns, out: &mut Row) {
-        for (offsets, weights, out) in columns.groups(out) {
+        for Group {
+            offsets,
+            weights,
+            out,
+        } in columns.groups(out)
+        {
             let (mut left, mut right) = ([[0; 4]; GROUP], [[0; 4]; GROUP]);
             for i in 0..GROUP {
                 let pair = &bytes[offsets[i]..offsets[i] + 7];
@@ -278,7 +285,7 @@ mod portable {
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{Columns, GROUP, Row, portable};
+    use super::{Columns, GROUP, Group, Row, portable};
 
     #[target_feature(enable = "avx2")]
     pub(super) fn horizontal(bytes: &[u8], columns: &Columns, out: &mut Row) {
@@ -287,7 +294,12 @@ mod avx2 {
         let pairs = _mm256_broadcastsi128_si256(_mm_setr_epi8(
             0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
         ));
-        for (offsets, weights, out) in columns.groups(out) {
+        for Group {
+            offsets,
+            weights,
+            out,
+        } in columns.groups(out)
+        {
             for i in (0..GROUP).step_by(4) {
                 // SAFETY: an offset is at most `reach` - 8, and `bytes` has `reach` bytes. `at` and the
                 // one after it are below `GROUP`, and a pixel's weights are 16 bytes.

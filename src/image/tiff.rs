@@ -1,4 +1,7 @@
 //! TIFF as OpenCV reads it, which is by libtiff's conversion to RGBA.
+//!
+//! OpenCV also reads palettes, YCbCr, Lab, signed samples and fax or JPEG compression (but for fax group 4,
+//! which is read here too); such a file is an error that says so.
 
 use std::fmt::Display;
 use std::io::Cursor;

@@ -1,1 +1,74 @@
-fn main(){}
+//! The project's own commands, `cargo xtask VERB`: one module for each verb.
+
+mod command;
+mod counts;
+mod fuzz;
+mod test;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Usage: cargo xtask VERB
+
+  test [--dry-run]
+      Sets up and runs every check that a change has to pass: formatting, lints, documentation, tests.
+      With --dry-run it only shows the commands.
+
+  fuzz [TARGET] [SECONDS]
+      Fuzzes one parser, or each in turn, for so many seconds (60). Needs cargo-fuzz and a C++ compiler.
+
+It works from any folder of the main workspace. The exit code is 0, 1 on failure, 2 for a wrong command line.
+";
+
+/// Why a verb did not do its work.
+#[derive(Debug, PartialEq)]
+enum Failure {
+    /// The command line is wrong.
+    Usage(String),
+    /// Something else is.
+    Failed(String),
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(message)) => {
+            eprint!("{message}\n\n{HELP}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(message)) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[&str]) -> Result<(), Failure> {
+    match arguments {
+        [] | ["help" | "--help" | "-h", ..] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        ["test", rest @ ..] => test::run(rest),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
+        [verb, ..] => Err(Failure::Usage(format!("There is no verb '{verb}'."))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_command_line_is_told_from_a_failure() {
+        assert_eq!(run(&["--help"]), Ok(()));
+        for arguments in [&["tests"][..], &["test", "--dry"], &["fuzz", "no-such-target"]] {
+            assert!(matches!(run(arguments), Err(Failure::Usage(_))), "{arguments:?}");
+        }
+    }
+}

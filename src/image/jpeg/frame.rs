@@ -147,8 +147,10 @@ impl<'a> Segment<'a> {
 
 impl<'a> Headers<'a> {
     pub fn new(data: &'a [u8]) -> Result<Self> {
-        if !data.starts_with(&[0xff, 0xd8]) {
-            return Err(Error::Image("JPEG: expected the bytes FF D8 at the start".into()));
+        if !data.starts_with(&[0xff, 0xd8, 0xff]) {
+            return Err(Error::Image(
+                "JPEG: expected the bytes FF D8 FF at the start".into(),
+            ));
         }
         Ok(Headers {
             data,

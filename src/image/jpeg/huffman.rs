@@ -326,9 +326,10 @@ impl<'a> BitReader<'a> {
         self.shadow.is_some_and(|shadow| shadow.failed)
     }
 
-    /// Whether so little data is left, and no marker, that libjpeg's reading ahead may matter.
+    /// Whether the data ended, or so little of it is left, and no marker, that libjpeg's reading
+    /// ahead may matter.
     pub fn near_end(&self) -> bool {
-        self.marker == 0 && self.data.len().saturating_sub(self.position) < 16
+        self.at_end || self.marker == 0 && self.data.len().saturating_sub(self.position) < 16
     }
 
     /// Makes at least 32 bits available.

@@ -11,7 +11,9 @@
 //!
 //! Damage: wrong codes and missing restart markers leave a flawed picture and are no error. A file
 //! that ends early is one if it has several scans; if it has one, the rows that are missing repeat
-//! the last one that is not.
+//! the last one that is not. Two cases differ from the original: where not even one row of blocks is
+//! there, it returns what happened to be in memory, and this an error; and it cannot smooth a
+//! progressive image of a single row of MCUs whose scans are incomplete, and this can.
 
 mod colour;
 mod frame;
@@ -94,11 +96,16 @@ pub fn decode(bytes: &[u8]) -> Result<(u32, u32, Vec<u8>)> {
     if !frame.progressive {
         headers.add_standard_tables();
     }
+    let padded = [frame.mcus_wide * frame.max_h, frame.strips * frame.max_v].map(|blocks| 8 * blocks as u64);
+    let bytes = padded[0] * padded[1] * (3 + 2 * frame.components.len() as u64);
+    if isize::try_from(bytes).is_err() {
+        return Err(Error::Image(format!(
+            "JPEG: {} x {} pixels, more than this machine can address",
+            frame.width, frame.height
+        )));
+    }
     let pixels = if scan.components.len() == frame.components.len() && !frame.progressive {
-        match decode_single::<false>(&headers, &frame, &scan)? {
-            Some(pixels) => pixels,
-            None => decode_single::<true>(&headers, &frame, &scan)?.ok_or_else(no_frame)?,
-        }
+        decode_single::<false>(&headers, &frame, &scan)?
     } else {
         decode_several(&mut headers, &frame, scan)?
     };
@@ -156,13 +163,9 @@ impl<L: Level> Sink for Samples<'_, '_, L> {
     }
 }
 
-/// Decodes a file of one scan strip by strip. `None` if the data ends so early that it has to be
-/// done again, `TRACKED`.
-fn decode_single<const TRACKED: bool>(
-    headers: &Headers,
-    frame: &Frame,
-    scan: &Scan,
-) -> Result<Option<Vec<u8>>> {
+/// Decodes a file of one scan strip by strip. If the data ends early, starts again and is `TRACKED`,
+/// which is slower, to know what libjpeg would have made of the end.
+fn decode_single<const TRACKED: bool>(headers: &Headers, frame: &Frame, scan: &Scan) -> Result<Vec<u8>> {
     let mut latched = vec![None; frame.components.len()];
     latch_steps(headers, frame, scan, &mut latched)?;
     let steps: Vec<Steps> = latched.into_iter().flatten().map(Steps::new).collect();
@@ -180,18 +183,16 @@ fn decode_single<const TRACKED: bool>(
             output: &mut output,
             steps: &steps,
         })?;
-        if TRACKED && walked.is_err() {
+        if walked.is_err() || !TRACKED && walk.bits.at_end {
             break;
-        }
-        if !TRACKED && (walked.is_err() || walk.bits.at_end) {
-            return Ok(None);
         }
         output.emit(strip);
     }
     if !TRACKED && walk.bits.near_end() {
-        return Ok(None);
+        drop(output);
+        return decode_single::<true>(headers, frame, scan);
     }
-    output.finish().map(Some)
+    output.finish()
 }
 
 /// One strip of [`decode_single`].

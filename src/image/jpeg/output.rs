@@ -36,7 +36,7 @@ impl Upsampling {
     /// libjpeg-turbo's choice; a component of one or two columns is repeated, not filtered.
     fn of(component: &Component, frame: &Frame) -> Result<Self> {
         let (h, v) = (component.h, component.v);
-        if frame.max_h % h != 0 || frame.max_v % v != 0 {
+        if !frame.max_h.is_multiple_of(h) || !frame.max_v.is_multiple_of(v) {
             return Err(Error::Image(format!(
                 "JPEG: a component of {h}x{v} samples beside one of {}x{}, expected whole multiples",
                 frame.max_h, frame.max_v
@@ -103,7 +103,7 @@ impl Plane {
         let near = line(y * component.v / frame.max_v);
         let far = || {
             let row = y / 2;
-            line(if y % 2 == 0 {
+            line(if y.is_multiple_of(2) {
                 row.saturating_sub(1)
             } else {
                 row + 1
@@ -121,7 +121,7 @@ impl Plane {
                 );
             }
             Upsampling::High => {
-                let round = if y % 2 == 0 { 1 } else { 2 };
+                let round = if y.is_multiple_of(2) { 1 } else { 2 };
                 for ((out, &near), &far) in self.wide.iter_mut().zip(near).zip(far()) {
                     *out = ((3 * u16::from(near) + u16::from(far) + round) >> 2) as u8;
                 }

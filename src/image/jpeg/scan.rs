@@ -328,7 +328,10 @@ impl<'a> Walk<'a> {
                 (bits.marker, bits.position) = (marker, position);
                 Ok(())
             }
-            None => Err(Stalled),
+            None => {
+                bits.at_end = true;
+                Err(Stalled)
+            }
         };
         if self.bits.marker == 0 {
             next(&mut self.bits)?;

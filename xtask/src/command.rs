@@ -1,0 +1,166 @@
+//! Running other programs.
+
+use std::ffi::OsStr;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, thread};
+
+use crate::counts::Counts;
+
+/// The repository's folder, in which every program runs.
+pub fn root() -> PathBuf {
+    let xtask = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&xtask).join("..")
+}
+
+/// `program` with arguments, in the repository's folder and without standard input.
+pub fn program(program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(root()).stdin(Stdio::null());
+    command
+}
+
+/// The cargo that runs this program, with arguments.
+pub fn cargo(arguments: &[&str]) -> Command {
+    program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()), arguments)
+}
+
+/// The command as one would type it.
+pub fn shown(command: &Command) -> String {
+    let quoted = |text: &OsStr| {
+        let text = text.to_string_lossy();
+        if text.contains(' ') {
+            format!("'{text}'")
+        } else {
+            text.into_owned()
+        }
+    };
+    let variables = command.get_envs().filter_map(|(name, value)| {
+        let value = quoted(value?);
+        Some(format!("{}={value}", name.to_string_lossy()))
+    });
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let arguments = command.get_args().map(quoted);
+    let words: Vec<String> = variables.chain([quoted(program)]).chain(arguments).collect();
+    words.join(" ")
+}
+
+/// Whether the command can be run and succeeds; what it prints is dropped.
+pub fn succeeds(mut command: Command) -> bool {
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// Shows the command and runs it.
+///
+/// # Errors
+/// A sentence, where it cannot be started or fails.
+pub fn run(command: &mut Command) -> Result<(), String> {
+    announce(command);
+    let status = command.status().map_err(|error| cannot_run(command, &error))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(status.to_string())
+    }
+}
+
+/// Shows a command that runs tests and runs it, and counts the tests that it reports.
+pub fn run_tests(command: &mut Command) -> (Counts, Result<(), String>) {
+    announce(command);
+    match pass_on(command) {
+        Err(error) => (Counts::default(), Err(cannot_run(command, &error))),
+        Ok((counts, true)) if counts == Counts::default() => (counts, Err("it reported no test".into())),
+        Ok((counts, true)) => (counts, Ok(())),
+        Ok((counts, false)) => (counts, Err(format!("{} tests failed", counts.failed))),
+    }
+}
+
+fn announce(command: &Command) {
+    println!("\n$ {}", shown(command));
+}
+
+fn cannot_run(command: &Command, error: &io::Error) -> String {
+    format!("'{}' could not be run: {error}", shown(command))
+}
+
+/// Runs the command, prints what it prints, and says what it reported and whether it succeeded.
+fn pass_on(command: &mut Command) -> io::Result<(Counts, bool)> {
+    if io::stderr().is_terminal()
+        && env::var_os("CARGO_TERM_COLOR").is_none()
+        && env::var_os("NO_COLOR").is_none()
+    {
+        // It sees a pipe and would leave colours out.
+        command.env("CARGO_TERM_COLOR", "always");
+    }
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let counts = thread::scope(|scope| {
+        let errors = scope.spawn(|| count_lines(stderr, io::stderr()));
+        let counts = count_lines(stdout, io::stdout())?;
+        let errors = errors
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        io::Result::Ok(counts + errors)
+    })?;
+    Ok((counts, child.wait()?.success()))
+}
+
+/// Copies what there is to read, line by line, and adds up the tests that it reports.
+fn count_lines(from: Option<impl Read>, mut to: impl Write) -> io::Result<Counts> {
+    let mut counts = Counts::default();
+    let Some(from) = from else { return Ok(counts) };
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    while from.read_until(b'\n', &mut line)? > 0 {
+        to.write_all(&line)?;
+        to.flush()?;
+        counts = counts + Counts::of_line(&String::from_utf8_lossy(&line)).unwrap_or_default();
+        line.clear();
+    }
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_one_would_type_it() {
+        let mut command = program("/opt/rust/bin/cargo", &["doc", "--no-deps"]);
+        command.env("RUSTDOCFLAGS", "-D warnings");
+        assert_eq!(shown(&command), "RUSTDOCFLAGS='-D warnings' cargo doc --no-deps");
+    }
+
+    #[test]
+    fn a_program_that_cannot_run_is_an_error() {
+        let mut missing = program("no-such-program-at-all", &[]);
+        assert!(run(&mut missing).unwrap_err().contains("no-such-program-at-all"));
+        assert!(run_tests(&mut missing).1.is_err());
+        assert!(!succeeds(missing));
+    }
+
+    #[test]
+    fn tests_are_counted_on_both_outputs() {
+        let line = "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out";
+        let script = format!("echo '{line}'; echo '{line}' >&2; printf 'no line end'");
+        let (counts, result) = run_tests(&mut program("sh", &["-c", &script]));
+        assert_eq!(counts.to_string(), "4 passed, 0 failed, 2 skipped");
+        assert_eq!(result, Ok(()));
+    }
+
+    #[test]
+    fn success_without_a_test_is_none() {
+        let (_, result) = run_tests(&mut program("sh", &["-c", "echo done"]));
+        assert_eq!(result, Err("it reported no test".into()));
+    }
+
+    #[test]
+    fn failed_tests_are_counted() {
+        let line = "test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out";
+        let (counts, result) = run_tests(&mut program("sh", &["-c", &format!("echo '{line}'; exit 101")]));
+        assert_eq!(counts.to_string(), "2 passed, 3 failed, 0 skipped");
+        assert_eq!(result, Err("3 tests failed".into()));
+    }
+}

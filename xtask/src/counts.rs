@@ -1,0 +1,142 @@
+//! How many tests ran, by the closing lines of the test runners.
+
+use std::fmt;
+use std::ops::Add;
+
+/// Tests by how they ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// That did as they should.
+    pub passed: u64,
+    /// That failed, ran out of time or could not be run.
+    pub failed: u64,
+    /// That were not run.
+    pub skipped: u64,
+}
+
+impl Counts {
+    /// The counts in a closing line of cargo-nextest (`Summary [0.1s] 3 tests run: 3 passed, ...`) or
+    /// of `cargo test` (`test result: ok. 3 passed; ...`); `None` for another line.
+    pub fn of_line(line: &str) -> Option<Self> {
+        let line = plain(line);
+        let line = line.trim();
+        let report = if line.starts_with("Summary [") {
+            line.split_once(" run: ")?.1
+        } else {
+            line.strip_prefix("test result: ")?.split_once(". ")?.1
+        };
+        let mut counts = Self::default();
+        for part in report.split([',', ';']) {
+            let Some((number, outcome)) = part.trim().split_once(' ') else {
+                continue;
+            };
+            let Ok(number) = number.parse::<u64>() else {
+                continue;
+            };
+            match outcome.trim() {
+                "passed" => counts.passed += number,
+                "skipped" | "ignored" | "filtered out" => counts.skipped += number,
+                "measured" => {}
+                // Nextest has several words for it: failed, exec failed, timed out.
+                _ => counts.failed += number,
+            }
+        }
+        Some(counts)
+    }
+}
+
+impl Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            skipped: self.skipped + other.skipped,
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
+    }
+}
+
+/// The line without colours and without what stands in parentheses, which goes into detail.
+fn plain(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut until = None;
+    for character in line.chars() {
+        match (until, character) {
+            (None, '\x1b') => until = Some('m'),
+            (None, '(') => until = Some(')'),
+            (None, _) => plain.push(character),
+            (Some(end), _) if end == character => until = None,
+            (Some(_), _) => {}
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(line: &str) -> String {
+        Counts::of_line(line).map_or("none".into(), |counts| counts.to_string())
+    }
+
+    #[test]
+    fn nextest() {
+        assert_eq!(
+            counted("     Summary [   0.123s] 12 tests run: 12 passed, 0 skipped\n"),
+            "12 passed, 0 failed, 0 skipped"
+        );
+        assert_eq!(
+            counted(
+                "Summary [  31.0s] 7/9 tests run: 3 passed (1 slow, 1 flaky), 2 failed, 1 timed out, 1 exec failed, 4 skipped"
+            ),
+            "3 passed, 4 failed, 4 skipped"
+        );
+        assert_eq!(
+            counted(
+                "\x1b[32;1m     Summary\x1b[0m [   0.001s] \x1b[1m1\x1b[0m test run: \x1b[1m1\x1b[0m \x1b[32;1mpassed\x1b[0m, \x1b[1m0\x1b[0m \x1b[33;1mskipped\x1b[0m\n"
+            ),
+            "1 passed, 0 failed, 0 skipped"
+        );
+    }
+
+    #[test]
+    fn cargo_test() {
+        assert_eq!(
+            counted(
+                "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s\n"
+            ),
+            "3 passed, 0 failed, 3 skipped"
+        );
+        assert_eq!(
+            counted(
+                "test result: \x1b[31mFAILED\x1b[0m. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s"
+            ),
+            "3 passed, 2 failed, 0 skipped"
+        );
+    }
+
+    #[test]
+    fn other_lines() {
+        for line in [
+            "",
+            "running 3 tests",
+            "test result",
+            "all doctests ran in 0.54s; 3 passed",
+            "Summary of 3 passed",
+        ] {
+            assert_eq!(counted(line), "none", "{line}");
+        }
+    }
+}
