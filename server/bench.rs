@@ -44,13 +44,23 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
     };
     report["model"] = json!(config.name);
     if !args.json && !global.quiet {
-        println!("{}, {} threads, {:?}", config.name, rayon::current_num_threads(), InstructionSet::detect());
+        println!(
+            "{}, {} threads, {:?}",
+            config.name,
+            rayon::current_num_threads(),
+            InstructionSet::detect()
+        );
     }
     if wants(Stage::Decode) || wants(Stage::Preprocess) {
         bench.images(&config, &mut report)?;
     }
     if wants(Stage::ImageTower) || wants(Stage::TextTower) {
-        let encoder = load(args, config.clone(), wants(Stage::ImageTower), wants(Stage::TextTower))?;
+        let encoder = load(
+            args,
+            config.clone(),
+            wants(Stage::ImageTower),
+            wants(Stage::TextTower),
+        )?;
         bench.image_tower(&encoder, &mut report)?;
         bench.text_tower(&encoder, &mut report)?;
     }
@@ -65,8 +75,16 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
 
 fn random_config(structure: Structure) -> ModelConfig {
     let (name, image, text) = match structure {
-        Structure::BaseVit => ("Base (ViT) with random weights", VitConfig::base(), ErnieConfig::base()),
-        Structure::LargeVit => ("Large (ViT) with random weights", VitConfig::large(), ErnieConfig::large()),
+        Structure::BaseVit => (
+            "Base (ViT) with random weights",
+            VitConfig::base(),
+            ErnieConfig::base(),
+        ),
+        Structure::LargeVit => (
+            "Large (ViT) with random weights",
+            VitConfig::large(),
+            ErnieConfig::large(),
+        ),
     };
     ModelConfig {
         format: ModelConfig::FORMAT,
@@ -116,7 +134,11 @@ fn cold_start(folder: &Path, args: &cli::Bench) -> Result<()> {
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     match args.json {
         true => println!("{}", json!({"cold_start_ms": ms(total), "load_ms": ms(loaded)})),
-        false => println!("cold start {:.0} ms, of which {:.0} ms loading the text tower", ms(total), ms(loaded)),
+        false => println!(
+            "cold start {:.0} ms, of which {:.0} ms loading the text tower",
+            ms(total),
+            ms(loaded)
+        ),
     }
     Ok(())
 }
@@ -161,7 +183,10 @@ impl Bench {
         let limits = Limits::default();
         let decoded = |pair: &ernie_vil::pairs::Pair| decode(&decode_base64(&pair.image)?, &limits);
         let images = pairs.iter().map(decoded).collect::<ernie_vil::Result<Vec<_>>>()?;
-        let pixels: u64 = images.iter().map(|i| u64::from(i.width()) * u64::from(i.height())).sum();
+        let pixels: u64 = images
+            .iter()
+            .map(|i| u64::from(i.width()) * u64::from(i.height()))
+            .sum();
         let count = images.len() as f64;
         let time = self.time(|| {
             for pair in &pairs {
@@ -178,7 +203,9 @@ impl Bench {
                 "least_ms_per_image": time.least * 1e3 / count,
                 "megapixels_per_second": megapixels,
             });
-            self.say(format!("{stage:<14}{ms:9.3} ms an image, {megapixels:.0} megapixels a second, one thread"));
+            self.say(format!(
+                "{stage:<14}{ms:9.3} ms an image, {megapixels:.0} megapixels a second, one thread"
+            ));
         };
         add("decode", &time);
         let preprocessor = Preprocessor::new(config.image.image_size);
@@ -199,8 +226,9 @@ impl Bench {
         };
         let mut rows = Vec::new();
         for batch in [1, 8, 32] {
-            let pixels: Vec<f32> =
-                (0..batch * tower.image_values()).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect();
+            let pixels: Vec<f32> = (0..batch * tower.image_values())
+                .map(|i| (i % 251) as f32 / 125.0 - 1.0)
+                .collect();
             let time = self.time(|| {
                 std::hint::black_box(tower.embed(&pixels)?);
                 Ok(())
@@ -227,8 +255,9 @@ impl Bench {
         let cases = [(1, 12, 12), (8, 8, 20), (8, longest, longest), (64, 8, 20)];
         for (batch, least, most) in cases {
             let length = |i: usize| least + i * (most - least) / (batch - 1).max(1);
-            let caption = |i: usize| (0..length(i) as u32)
-                .map(move |j| 1 + (i as u32 * 977 + j * 131) % (vocabulary - 1));
+            let caption = |i: usize| {
+                (0..length(i) as u32).map(move |j| 1 + (i as u32 * 977 + j * 131) % (vocabulary - 1))
+            };
             let captions: Vec<Vec<u32>> = (0..batch).map(|i| caption(i).collect()).collect();
             let captions: Vec<&[u32]> = captions.iter().map(Vec::as_slice).collect();
             let time = self.time(|| {
@@ -240,7 +269,10 @@ impl Bench {
                 true => json!(least),
                 false => json!(format!("{least}-{most}")),
             };
-            self.say(format!("text tower    {ms:9.2} ms a caption, batch {batch}, {} tokens", tokens.to_string().trim_matches('"')));
+            self.say(format!(
+                "text tower    {ms:9.2} ms a caption, batch {batch}, {} tokens",
+                tokens.to_string().trim_matches('"')
+            ));
             rows.push(json!({
                 "batch": batch,
                 "tokens": tokens,
@@ -254,7 +286,8 @@ impl Bench {
 
     fn scoring(&self, width: usize, report: &mut Value) -> Result<()> {
         let side = |seed: usize| -> Result<Embeddings> {
-            let values = (0..SCORED * width).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.0 - 1.0);
+            let values =
+                (0..SCORED * width).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.0 - 1.0);
             let mut embeddings = Embeddings::new(SCORED, width, values.collect())?;
             embeddings.normalise()?;
             Ok(embeddings)

@@ -20,7 +20,13 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct Global {
     /// Threads to use; 0 is one for each core
-    #[arg(long, global = true, env = "ERNIE_VIL_THREADS", default_value_t = 0, value_name = "N")]
+    #[arg(
+        long,
+        global = true,
+        env = "ERNIE_VIL_THREADS",
+        default_value_t = 0,
+        value_name = "N"
+    )]
     pub threads: usize,
     /// Show no progress and no remarks, only results and errors
     #[arg(long, short, global = true, env = "ERNIE_VIL_QUIET", value_parser = clap::builder::FalseyValueParser::new())]
@@ -219,10 +225,22 @@ pub struct Embed {
     #[command(flatten)]
     pub model: ModelArg,
     /// The pairs: caption, tab, image id, tab, image in base64
-    #[arg(long, short, env = "ERNIE_VIL_INPUT", value_name = "FILE", required_unless_present = "config")]
+    #[arg(
+        long,
+        short,
+        env = "ERNIE_VIL_INPUT",
+        value_name = "FILE",
+        required_unless_present = "config"
+    )]
     pub input: Option<PathBuf>,
     /// Where the vectors go
-    #[arg(long, short, env = "ERNIE_VIL_OUTPUT", value_name = "FILE", required_unless_present = "config")]
+    #[arg(
+        long,
+        short,
+        env = "ERNIE_VIL_OUTPUT",
+        value_name = "FILE",
+        required_unless_present = "config"
+    )]
     pub output: Option<PathBuf>,
     /// A run configuration of the original (YAML), instead of --model, --input, --output, --batch-size
     #[arg(long, short, env = "ERNIE_VIL_CONFIG", value_name = "FILE", conflicts_with_all = ["model", "input", "output"])]
@@ -294,7 +312,13 @@ pub struct Search {
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
     /// How many pictures to show
-    #[arg(long, short = 'k', env = "ERNIE_VIL_TOP", default_value_t = 10, value_name = "N")]
+    #[arg(
+        long,
+        short = 'k',
+        env = "ERNIE_VIL_TOP",
+        default_value_t = 10,
+        value_name = "N"
+    )]
     pub top: usize,
     /// Keep the pictures' vectors in this file, and embed only new and changed pictures next time
     #[arg(long, env = "ERNIE_VIL_INDEX", value_name = "FILE")]
@@ -334,7 +358,13 @@ pub struct Bench {
     #[command(flatten)]
     pub model: ModelArg,
     /// Random weights of this structure, where no model is given
-    #[arg(long, env = "ERNIE_VIL_STRUCTURE", default_value = "base-vit", value_enum, conflicts_with = "model")]
+    #[arg(
+        long,
+        env = "ERNIE_VIL_STRUCTURE",
+        default_value = "base-vit",
+        value_enum,
+        conflicts_with = "model"
+    )]
     pub structure: Structure,
     /// Measure only this stage; may be given several times
     #[arg(long, value_enum)]

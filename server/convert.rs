@@ -22,7 +22,12 @@ pub fn run(args: &cli::Convert, global: &cli::Global) -> Result<()> {
     let image = args.image_config.as_deref().map(image_config).transpose()?;
     let name = match &args.name {
         Some(name) => name.clone(),
-        None => args.weights.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        None => args
+            .weights
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
     };
     let sources = [
         (args.weights.clone(), file_name(&args.weights)),
@@ -104,7 +109,14 @@ impl Conversion<'_> {
             fs::remove_dir_all(&part).with_context(|| format!("removing {}", part.display()))?;
         }
         fs::create_dir_all(&part).with_context(|| format!("creating {}", part.display()))?;
-        let written = self::write(&part, &checkpoint, &mut config, &vocab_bytes, self.target.dtype, self.quiet);
+        let written = self::write(
+            &part,
+            &checkpoint,
+            &mut config,
+            &vocab_bytes,
+            self.target.dtype,
+            self.quiet,
+        );
         let extra = match written.with_context(in_weights) {
             Ok(extra) => extra,
             Err(error) => {
@@ -146,7 +158,10 @@ fn write(
         cli::Dtype::F16 => 2,
     };
     let values = |expected: Vec<(String, Vec<usize>)>| -> usize {
-        expected.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+        expected
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum()
     };
     let values = values(ernie_vil::weights::image_tensors(&config.image))
         + values(ernie_vil::weights::text_tensors(&config.text));
@@ -163,7 +178,10 @@ fn write(
         let (writer, entry) = writer.finish(name);
         let counted = writer.into_inner().map_err(|error| error.into_error());
         let counted = counted.with_context(|| format!("writing {name}"))?;
-        counted.file.sync_all().with_context(|| format!("writing {name}"))?;
+        counted
+            .file
+            .sync_all()
+            .with_context(|| format!("writing {name}"))?;
         Ok(entry)
     };
     let (mut image, mut text) = (create(IMAGE)?, create(TEXT)?);
@@ -171,13 +189,21 @@ fn write(
         cli::Dtype::F32 => Dtype::F32,
         cli::Dtype::F16 => Dtype::F16,
     };
-    let converted =
-        ernie_vil::weights::convert(checkpoint, &config.image, &config.text, dtype, &mut image, &mut text)?;
+    let converted = ernie_vil::weights::convert(
+        checkpoint,
+        &config.image,
+        &config.text,
+        dtype,
+        &mut image,
+        &mut text,
+    )?;
     config.fingerprint = converted.fingerprint;
     let mut files = vec![finish(image, IMAGE)?, finish(text, TEXT)?];
     for (name, bytes) in [(CONFIG, config.to_json().as_bytes()), (VOCAB, vocab)] {
         let mut writer = create(name)?;
-        writer.write_all(bytes).with_context(|| format!("writing {name}"))?;
+        writer
+            .write_all(bytes)
+            .with_context(|| format!("writing {name}"))?;
         files.push(finish(writer, name)?);
     }
     let manifest = Manifest {
@@ -211,7 +237,9 @@ pub fn source(path: &Path, name: &str) -> Result<ModelSource> {
     let mut file = File::open(path).with_context(|| path.display().to_string())?;
     let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
-        let read = file.read(&mut buffer).with_context(|| format!("reading {}", path.display()))?;
+        let read = file
+            .read(&mut buffer)
+            .with_context(|| format!("reading {}", path.display()))?;
         if read == 0 {
             break;
         }
@@ -234,7 +262,10 @@ pub fn image_config(path: &Path) -> Result<VitConfig> {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn is_empty_folder(path: &Path) -> bool {

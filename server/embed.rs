@@ -13,12 +13,12 @@ use ernie_vil::{ModelConfig, Preprocessing};
 
 use crate::atomic_file::{AtomicFile, beside};
 use crate::cli::{self, OnError, VectorFormat};
+use crate::convert;
 use crate::model::{self, Model, Towers};
 use crate::pipeline::{self, Options, Times};
 use crate::progress::{Progress, Unit};
 use crate::run_config::RunConfig;
 use crate::spool::{Job, Spool};
-use crate::convert;
 
 pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
     let (model, input, output, batch_size) = match &args.config {
@@ -32,11 +32,20 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
                 }
             }
             let model = configured(&config, args.device.device)?;
-            (model, config.test_file, config.output_file, config.infer_batch_size)
+            (
+                model,
+                config.test_file,
+                config.output_file,
+                config.infer_batch_size,
+            )
         }
         None => {
-            let model =
-                Model::load(args.model.model.as_deref(), Towers::BOTH, args.device.device, global.quiet)?;
+            let model = Model::load(
+                args.model.model.as_deref(),
+                Towers::BOTH,
+                args.device.device,
+                global.quiet,
+            )?;
             let (Some(input), Some(output)) = (args.input.clone(), args.output.clone()) else {
                 bail!("--input and --output are needed where there is no --config");
             };
@@ -48,7 +57,15 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
         batch_size,
         on_error: args.rows.on_error,
     };
-    embed(&model, &input, &output, format, &options, args.resume, global.quiet)
+    embed(
+        &model,
+        &input,
+        &output,
+        format,
+        &options,
+        args.resume,
+        global.quiet,
+    )
 }
 
 /// The model that a run configuration of the original describes.
@@ -120,13 +137,15 @@ fn embed(
         eprintln!("resuming after {} rows", position.rows);
     }
     let progress = Progress::new("embedding", Unit::Items("pairs"), quiet);
-    if let Ok(total) = File::open(input).map_err(ernie_vil::Error::from).and_then(|f| {
-        count_rows(BufReader::with_capacity(1 << 18, f))
-    }) {
+    if let Ok(total) = File::open(input)
+        .map_err(ernie_vil::Error::from)
+        .and_then(|f| count_rows(BufReader::with_capacity(1 << 18, f)))
+    {
         progress.set_total(Some(total));
     }
     progress.start_at(position.rows);
-    file.seek(SeekFrom::Start(position.offset)).with_context(|| name.clone())?;
+    file.seek(SeekFrom::Start(position.offset))
+        .with_context(|| name.clone())?;
     let reader = PairReader::resume(BufReader::with_capacity(1 << 18, file), position);
     let (start, before, times) = (Instant::now(), spool.rows(), Times::default());
     let ran = pipeline::run(model, reader, &name, options, &times, |batch| {
@@ -139,7 +158,10 @@ fn embed(
     spool.save()?;
     if let Err(error) = ran {
         if spool.rows() > 0 && !quiet {
-            eprintln!("note: {} rows are kept; --resume goes on after them", spool.rows());
+            eprintln!(
+                "note: {} rows are kept; --resume goes on after them",
+                spool.rows()
+            );
         }
         return Err(error);
     }
@@ -154,10 +176,19 @@ fn embed(
     if !spool.skipped().is_empty() {
         let mut file = AtomicFile::create(&list)?;
         for skipped in spool.skipped() {
-            writeln!(file, "{}\t{}", skipped.line, skipped.reason.replace(['\n', '\r', '\t'], " "))?;
+            writeln!(
+                file,
+                "{}\t{}",
+                skipped.line,
+                skipped.reason.replace(['\n', '\r', '\t'], " ")
+            )?;
         }
         file.commit()?;
-        eprintln!("{} rows were skipped; {} says which and why", spool.skipped().len(), list.display());
+        eprintln!(
+            "{} rows were skipped; {} says which and why",
+            spool.skipped().len(),
+            list.display()
+        );
     } else if options.on_error == OnError::Skip && list.exists() {
         // It would be an earlier run's.
         std::fs::remove_file(&list).with_context(|| list.display().to_string())?;
@@ -233,6 +264,7 @@ fn write_npy(spool: &mut Spool, output: &Path, rows: usize, config: &ModelConfig
 
 fn finish(writer: BufWriter<AtomicFile>, path: &Path) -> Result<Vec<PathBuf>> {
     let file = writer.into_inner().map_err(|error| error.into_error());
-    file.with_context(|| format!("writing {}", path.display()))?.commit()?;
+    file.with_context(|| format!("writing {}", path.display()))?
+        .commit()?;
     Ok(vec![path.to_owned()])
 }

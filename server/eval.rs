@@ -16,7 +16,12 @@ use crate::progress::{Progress, Unit};
 use crate::{builtin, score};
 
 pub fn run(args: &cli::Eval, global: &cli::Global) -> Result<()> {
-    let model = Model::load(args.model.model.as_deref(), Towers::BOTH, args.device.device, global.quiet)?;
+    let model = Model::load(
+        args.model.model.as_deref(),
+        Towers::BOTH,
+        args.device.device,
+        global.quiet,
+    )?;
     let progress = Progress::new("evaluating", Unit::Items("pairs"), global.quiet);
     match &args.input {
         Some(path) => {
@@ -34,7 +39,14 @@ pub fn run(args: &cli::Eval, global: &cli::Global) -> Result<()> {
                 eprintln!("note: no --input given, so these are the 40 recorded test pairs");
             }
             progress.set_total(Some(40));
-            evaluate(&model, builtin::PAIRS, "the recorded pairs", args, global, progress)
+            evaluate(
+                &model,
+                builtin::PAIRS,
+                "the recorded pairs",
+                args,
+                global,
+                progress,
+            )
         }
     }
 }

@@ -76,14 +76,21 @@ fn print(config: &ModelConfig, manifest: Option<&Manifest>) {
     println!("caption       at most {} tokens", config.max_text_tokens);
     println!(
         "images        {}",
-        serde_json::to_value(config.preprocessing).map_or(String::new(), |name| name.as_str().unwrap_or("").into())
+        serde_json::to_value(config.preprocessing)
+            .map_or(String::new(), |name| name.as_str().unwrap_or("").into())
     );
     println!("fingerprint   {}", config.fingerprint);
     for source in &config.sources {
-        println!("made from     {} ({} bytes, sha256 {})", source.file, source.size, source.sha256);
+        println!(
+            "made from     {} ({} bytes, sha256 {})",
+            source.file, source.size, source.sha256
+        );
     }
     for file in manifest.into_iter().flat_map(|manifest| &manifest.files) {
-        println!("file          {} ({} bytes, sha256 {})", file.name, file.size, file.sha256);
+        println!(
+            "file          {} ({} bytes, sha256 {})",
+            file.name, file.size, file.sha256
+        );
     }
 }
 
@@ -92,11 +99,17 @@ fn verify(folder: &Path, manifest: &Manifest) -> Result<()> {
     for file in &manifest.files {
         let found = convert::source(&folder.join(&file.name), &file.name)?;
         if (found.size, &found.sha256) != (file.size, &file.sha256) {
-            wrong.push(format!("{} has {} bytes and the sha256 {}", file.name, found.size, found.sha256));
+            wrong.push(format!(
+                "{} has {} bytes and the sha256 {}",
+                file.name, found.size, found.sha256
+            ));
         }
     }
     if wrong.is_empty() {
-        println!("verified      {} files are as the manifest says", manifest.files.len());
+        println!(
+            "verified      {} files are as the manifest says",
+            manifest.files.len()
+        );
         return Ok(());
     }
     Err(anyhow::anyhow!(wrong.join("; "))).with_context(|| format!("{} is damaged", folder.display()))

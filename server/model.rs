@@ -123,12 +123,20 @@ impl Model {
     }
 
     pub fn embed_captions(&self, ids: &[&[u32]]) -> Result<Embeddings> {
-        let text = self.encoder.text.as_ref().context("the text tower is not loaded")?;
+        let text = self
+            .encoder
+            .text
+            .as_ref()
+            .context("the text tower is not loaded")?;
         Ok(text.embed(ids)?)
     }
 
     pub fn embed_images(&self, pixels: &[f32]) -> Result<Embeddings> {
-        let image = self.encoder.image.as_ref().context("the image tower is not loaded")?;
+        let image = self
+            .encoder
+            .image
+            .as_ref()
+            .context("the image tower is not loaded")?;
         Ok(image.embed(pixels)?)
     }
 }
@@ -160,8 +168,12 @@ pub fn tokenizer(vocab: &[u8], text: &ErnieConfig) -> Result<Tokenizer> {
 
 pub fn read_config(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join(CONFIG);
-    let json = read(&path, LARGEST_JSON)
-        .with_context(|| format!("{} is not a model folder (`ernie-vil convert` makes one)", folder.display()))?;
+    let json = read(&path, LARGEST_JSON).with_context(|| {
+        format!(
+            "{} is not a model folder (`ernie-vil convert` makes one)",
+            folder.display()
+        )
+    })?;
     ModelConfig::from_json(&json).with_context(|| path.display().to_string())
 }
 
@@ -174,7 +186,9 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest> {
 fn check_sizes(folder: &Path, manifest: &Manifest) -> Result<()> {
     for file in &manifest.files {
         let path = folder.join(&file.name);
-        let size = fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+        let size = fs::metadata(&path)
+            .with_context(|| path.display().to_string())?
+            .len();
         ensure!(
             size == file.size,
             "{} has {size} bytes, expected {} (by {MANIFEST}); was it copied whole?",
@@ -192,8 +206,14 @@ fn check_sizes(folder: &Path, manifest: &Manifest) -> Result<()> {
 
 /// Reads a whole file of at most `limit` bytes.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let size = fs::metadata(path).with_context(|| path.display().to_string())?.len();
-    ensure!(size <= limit, "{} has {size} bytes, expected at most {limit}", path.display());
+    let size = fs::metadata(path)
+        .with_context(|| path.display().to_string())?
+        .len();
+    ensure!(
+        size <= limit,
+        "{} has {size} bytes, expected at most {limit}",
+        path.display()
+    );
     fs::read(path).with_context(|| path.display().to_string())
 }
 

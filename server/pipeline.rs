@@ -260,15 +260,20 @@ fn embed(model: &Model, batch: Prepared, times: &Times) -> Result<Batch> {
 pub fn summary(rows: u64, elapsed: Duration, times: &Times) -> String {
     let seconds = elapsed.as_secs_f64();
     let stages = times.stages();
-    let busiest = stages[4..].iter().max_by_key(|(_, time)| *time).map_or("", |(name, _)| name);
+    let busiest = stages[4..]
+        .iter()
+        .max_by_key(|(_, time)| *time)
+        .map_or("", |(name, _)| name);
     let towers: Duration = stages[4..].iter().map(|(_, time)| *time).sum();
     // The model waits for nothing but its input: where it was idle, reading and decoding held it up.
     let bound = match towers.as_secs_f64() / seconds.max(1e-9) {
         busy if busy > 0.7 => busiest,
         _ => "reading and decoding",
     };
-    let list: Vec<String> =
-        stages.iter().map(|(name, time)| format!("{name} {:.2} s", time.as_secs_f64())).collect();
+    let list: Vec<String> = stages
+        .iter()
+        .map(|(name, time)| format!("{name} {:.2} s", time.as_secs_f64()))
+        .collect();
     format!(
         "{rows} pairs in {seconds:.2} s, {:.1} a second, bound by {bound} (busy: {})",
         rows as f64 / seconds.max(1e-9),

@@ -30,11 +30,11 @@ fn read(path: &Path) -> Result<Pairs> {
         Some("safetensors") => Ok(read_safetensors(&model::map(path)?)?.into_pairs()?),
         Some("npy") => {
             let name = path.to_string_lossy();
-            let stem = [".text.npy", ".image.npy", ".npy"].iter().find_map(|suffix| name.strip_suffix(suffix));
+            let stem = [".text.npy", ".image.npy", ".npy"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix));
             let [text, image, _] = embed::npy_paths(Path::new(stem.unwrap_or(&name)));
-            let read = |path: &Path| {
-                read_npy(&model::map(path)?).with_context(|| path.display().to_string())
-            };
+            let read = |path: &Path| read_npy(&model::map(path)?).with_context(|| path.display().to_string());
             Ok(Pairs {
                 text: read(&text)?,
                 image: read(&image)?,

@@ -19,11 +19,18 @@ use crate::progress::{Progress, Unit};
 /// Pictures that go through the image tower together.
 const BATCH: usize = 16;
 /// What the names of pictures end in.
-const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pnm"];
+const EXTENSIONS: [&str; 10] = [
+    "jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pnm",
+];
 
 pub fn run(args: &cli::Search, global: &cli::Global) -> Result<()> {
     ensure!(args.images.is_dir(), "{} is no folder", args.images.display());
-    let model = Model::load(args.model.model.as_deref(), Towers::BOTH, args.device.device, global.quiet)?;
+    let model = Model::load(
+        args.model.model.as_deref(),
+        Towers::BOTH,
+        args.device.device,
+        global.quiet,
+    )?;
     let (text_width, image_width) = (model.config().text.width, model.config().image.width);
     ensure!(
         args.text.is_empty() || text_width == image_width,
@@ -48,9 +55,13 @@ pub fn run(args: &cli::Search, global: &cli::Global) -> Result<()> {
     }
     for (i, (name, query)) in queries.iter().enumerate() {
         let hits = index.search(query.row(0), args.top)?;
-        let hits = hits.iter().map(|hit| (hit.score, args.images.join(file_of(hit.id))));
+        let hits = hits
+            .iter()
+            .map(|hit| (hit.score, args.images.join(file_of(hit.id))));
         if args.json {
-            let hits: Vec<_> = hits.map(|(score, file)| json!({"file": file, "score": score})).collect();
+            let hits: Vec<_> = hits
+                .map(|(score, file)| json!({"file": file, "score": score}))
+                .collect();
             println!("{}", json!({"query": name, "hits": hits}));
             continue;
         }
@@ -68,12 +79,19 @@ pub fn run(args: &cli::Search, global: &cli::Global) -> Result<()> {
 /// another entry, so the vector of what it was is never found under its name.
 fn id_of(root: &Path, file: &Path) -> Result<String> {
     let metadata = fs::metadata(file).with_context(|| file.display().to_string())?;
-    let changed = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let changed = metadata
+        .modified()
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let name = file.strip_prefix(root).unwrap_or(file);
     let name = name
         .to_str()
         .with_context(|| format!("{} is not a name in UTF-8", file.display()))?;
-    Ok(format!("{name}\t{}\t{}", metadata.len(), changed.map_or(0, |time| time.as_nanos())))
+    Ok(format!(
+        "{name}\t{}\t{}",
+        metadata.len(),
+        changed.map_or(0, |time| time.as_nanos())
+    ))
 }
 
 fn file_of(id: &str) -> &str {
@@ -87,7 +105,9 @@ fn index(model: &Model, args: &cli::Search, global: &cli::Global) -> Result<Embe
         Some(path) if path.exists() => {
             let in_index = || path.display().to_string();
             let index = EmbeddingIndex::load(&model::map(path)?).with_context(in_index)?;
-            index.check_fingerprint(&config.fingerprint).with_context(in_index)?;
+            index
+                .check_fingerprint(&config.fingerprint)
+                .with_context(in_index)?;
             index
         }
         _ => EmbeddingIndex::new(config.image.width, config.fingerprint.clone()),
@@ -167,7 +187,11 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let (path, kind) = (entry.path(), entry.file_type()?);
-        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        let extension = path
+            .extension()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_lowercase();
         if kind.is_dir() {
             list(&path, files)?;
         } else if EXTENSIONS.contains(&extension.as_str()) {

@@ -137,14 +137,20 @@ impl Spool {
     pub fn push(&mut self, batch: Batch) -> Result<()> {
         let mut bytes = Vec::new();
         for (row, id) in batch.ids.iter().enumerate() {
-            ensure!(id.len() <= LONGEST_ID, "an image id of {} bytes, expected at most {LONGEST_ID}", id.len());
+            ensure!(
+                id.len() <= LONGEST_ID,
+                "an image id of {} bytes, expected at most {LONGEST_ID}",
+                id.len()
+            );
             bytes.extend((id.len() as u32).to_le_bytes());
             bytes.extend(id.as_bytes());
             for x in batch.text.row(row).iter().chain(batch.image.row(row)) {
                 bytes.extend(x.to_le_bytes());
             }
         }
-        self.file.write_all(&bytes).with_context(|| format!("writing {}", self.path.display()))?;
+        self.file
+            .write_all(&bytes)
+            .with_context(|| format!("writing {}", self.path.display()))?;
         self.state.bytes += bytes.len() as u64;
         self.state.rows += batch.ids.len() as u64;
         self.state.input_rows = batch.position.rows;
@@ -162,7 +168,8 @@ impl Spool {
         self.file.flush().with_context(in_rows)?;
         self.file.get_ref().sync_data().with_context(in_rows)?;
         let mut file = AtomicFile::create(&beside(&self.path, ".json"))?;
-        file.write_all(&serde_json::to_vec(&self.state)?).with_context(in_rows)?;
+        file.write_all(&serde_json::to_vec(&self.state)?)
+            .with_context(in_rows)?;
         file.commit()?;
         self.saved = Instant::now();
         Ok(())
@@ -182,12 +189,20 @@ impl Spool {
             let mut length = [0; 4];
             reader.read_exact(&mut length).with_context(in_rows)?;
             let length = u32::from_le_bytes(length) as usize;
-            ensure!(length <= LONGEST_ID, "{} is damaged; run without --resume", self.path.display());
+            ensure!(
+                length <= LONGEST_ID,
+                "{} is damaged; run without --resume",
+                self.path.display()
+            );
             id.resize(length, 0);
             reader.read_exact(&mut id).with_context(in_rows)?;
             reader.read_exact(&mut bytes).with_context(in_rows)?;
-            let values: Vec<f32> =
-                bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let values: Vec<f32> = bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect();
             take(&String::from_utf8_lossy(&id), &values[..text], &values[text..])?;
         }
         Ok(())

@@ -95,7 +95,12 @@ impl VitConfig {
                 self.image_size
             )));
         }
-        multiple("image.image_size", self.image_size, "image.patch_size", self.patch_size)?;
+        multiple(
+            "image.image_size",
+            self.image_size,
+            "image.patch_size",
+            self.patch_size,
+        )?;
         multiple("image.width", self.width, "image.heads", self.heads)
     }
 }
@@ -186,8 +191,14 @@ impl ErnieConfig {
         size("text.mlp_width", self.mlp_width)?;
         blocks("text.depth", self.depth)?;
         epsilon("text.epsilon", self.epsilon)?;
-        size("text.heads * text.query_head_width", self.heads * self.query_head_width)?;
-        size("text.heads * text.value_head_width", self.heads * self.value_head_width)?;
+        size(
+            "text.heads * text.query_head_width",
+            self.heads * self.query_head_width,
+        )?;
+        size(
+            "text.heads * text.value_head_width",
+            self.heads * self.value_head_width,
+        )?;
         size("text.sentence_types", self.sentence_types.unwrap_or(1))?;
         size("text.task_types", self.task_types.unwrap_or(1))
     }

@@ -29,14 +29,26 @@ fn run(args: &[&str]) -> Output {
 }
 
 fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 fn failure(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     let text = String::from_utf8(output.stderr.clone()).unwrap();
-    text.lines().find(|line| line.starts_with("error: ")).expect("an error line").to_owned()
+    text.lines()
+        .find(|line| line.starts_with("error: "))
+        .expect("an error line")
+        .to_owned()
 }
 
 fn text(path: &Path) -> &str {
@@ -46,11 +58,21 @@ fn text(path: &Path) -> &str {
 fn convert(folder: &TempDir, model: &str, more: &[&str]) -> PathBuf {
     let output = folder.path().join(format!("{model}{}", more.join("")));
     let file = |suffix: &str| text(&golden(&format!("models/{model}{suffix}"))).to_owned();
-    let (weights, text_config, image_config) =
-        (file(".pdparams"), file("_text_config.json"), file("_vision_config.json"));
+    let (weights, text_config, image_config) = (
+        file(".pdparams"),
+        file("_text_config.json"),
+        file("_vision_config.json"),
+    );
     let vocab = golden("vocab_tiny.txt");
     let mut args = vec!["convert", "--weights", &weights, "--text-config", &text_config];
-    args.extend(["--image-config", &image_config, "--vocab", text(&vocab), "--output", text(&output)]);
+    args.extend([
+        "--image-config",
+        &image_config,
+        "--vocab",
+        text(&vocab),
+        "--output",
+        text(&output),
+    ]);
     args.extend(more);
     stdout(&run(&args));
     output
@@ -69,7 +91,10 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 #[test]
 fn eval_without_arguments_prints_the_recorded_table() {
     let output = run(&["eval"]);
-    assert_eq!(stdout(&output), fs::read_to_string(golden("eval_tiny.txt")).unwrap());
+    assert_eq!(
+        stdout(&output),
+        fs::read_to_string(golden("eval_tiny.txt")).unwrap()
+    );
     let remarks = String::from_utf8(output.stderr).unwrap();
     assert!(remarks.contains("RANDOM weights"), "{remarks}");
     let quiet = run(&["eval", "--quiet"]);
@@ -90,36 +115,65 @@ fn a_model_folder_embeds_to_every_format_and_scores() {
     let model = convert(&folder, "tiny", &[]);
     let info = stdout(&run(&["info", "--model", text(&model), "--verify"]));
     assert!(info.contains("verified      4 files"), "{info}");
-    let info: Value = serde_json::from_str(&stdout(&run(&["info", "--model", text(&model), "--json"]))).unwrap();
+    let info: Value =
+        serde_json::from_str(&stdout(&run(&["info", "--model", text(&model), "--json"]))).unwrap();
     assert_eq!(info["config"]["image"]["width"], 32);
 
     let input = golden("coco_cn_style.tsv");
     let recorded = vectors(&golden("cross_modal_embeddings_tiny.out"));
     let table = fs::read_to_string(golden("eval_tiny.txt")).unwrap();
-    for (name, scored) in [("v.out", "v.out"), ("v.safetensors", "v.safetensors"), ("v.npy", "v.text.npy")] {
+    for (name, scored) in [
+        ("v.out", "v.out"),
+        ("v.safetensors", "v.safetensors"),
+        ("v.npy", "v.text.npy"),
+    ] {
         let output = folder.path().join(name);
-        let args = ["embed", "--model", text(&model), "--input", text(&input), "--output", text(&output)];
+        let args = [
+            "embed",
+            "--model",
+            text(&model),
+            "--input",
+            text(&input),
+            "--output",
+            text(&output),
+        ];
         stdout(&run(&args));
         let scored = folder.path().join(scored);
         assert_eq!(stdout(&run(&["score", text(&scored)])), table, "{name}");
-        assert_eq!(stdout(&run(&["score", text(&scored), "--like-original"])), table, "{name}");
+        assert_eq!(
+            stdout(&run(&["score", text(&scored), "--like-original"])),
+            table,
+            "{name}"
+        );
     }
     let got = vectors(&folder.path().join("v.out"));
     assert!(largest_difference(got.text.data(), recorded.text.data()) < 2e-6);
     assert!(largest_difference(got.image.data(), recorded.image.data()) < 2e-6);
     let file = fs::read(folder.path().join("v.safetensors")).unwrap();
     let file = read_safetensors(&file).unwrap();
-    assert_eq!(file.fingerprint.as_deref(), info["config"]["fingerprint"].as_str());
+    assert_eq!(
+        file.fingerprint.as_deref(),
+        info["config"]["fingerprint"].as_str()
+    );
     let tsv = fs::read_to_string(&input).unwrap();
     let id = |line: &str| line.split('\t').nth(1).unwrap().to_owned();
     let ids = file.ids.unwrap();
     assert_eq!(ids[3], id(tsv.lines().nth(3).unwrap()));
     let listed = fs::read_to_string(folder.path().join("v.ids.txt")).unwrap();
     assert_eq!(listed.lines().collect::<Vec<_>>(), ids);
-    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(!left.iter().any(|name| name.to_string_lossy().contains(".rows")), "{left:?}");
+    let left: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert!(
+        !left.iter().any(|name| name.to_string_lossy().contains(".rows")),
+        "{left:?}"
+    );
 
-    assert_eq!(stdout(&run(&["eval", "--model", text(&model), "--input", text(&input)])), table);
+    assert_eq!(
+        stdout(&run(&["eval", "--model", text(&model), "--input", text(&input)])),
+        table
+    );
 }
 
 #[test]
@@ -132,8 +186,19 @@ fn half_precision_halves_the_folder_and_keeps_the_vectors_close() {
     assert!(size * 2 < whole_size + 8192, "{size} of {whole_size}");
     let output = folder.path().join("half.out");
     let input = golden("coco_cn_style.tsv");
-    stdout(&run(&["embed", "-m", text(&model), "-i", text(&input), "-o", text(&output)]));
-    let (got, recorded) = (vectors(&output), vectors(&golden("cross_modal_embeddings_tiny.out")));
+    stdout(&run(&[
+        "embed",
+        "-m",
+        text(&model),
+        "-i",
+        text(&input),
+        "-o",
+        text(&output),
+    ]));
+    let (got, recorded) = (
+        vectors(&output),
+        vectors(&golden("cross_modal_embeddings_tiny.out")),
+    );
     let difference = largest_difference(got.text.data(), recorded.text.data());
     assert!(difference > 0.0 && difference < 2e-3, "{difference}");
 }
@@ -159,12 +224,21 @@ fn a_run_configuration_of_the_original_works_as_it_is() {
             golden("models/tiny.pdparams").display(),
         );
         fs::write(in_folder("run.yaml"), yaml).unwrap();
-        let output = command(&["embed", "--config", "run.yaml"]).current_dir(folder.path()).output().unwrap();
+        let output = command(&["embed", "--config", "run.yaml"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
         stdout(&output);
         let got = vectors(&in_folder("test_out/cross_modal_embeddings.out"));
         let recorded = vectors(&golden(&format!("cross_modal_embeddings_tiny{recorded}.out")));
-        assert!(largest_difference(got.text.data(), recorded.text.data()) < 2e-6, "{tokens}");
-        assert!(largest_difference(got.image.data(), recorded.image.data()) < 2e-6, "{tokens}");
+        assert!(
+            largest_difference(got.text.data(), recorded.text.data()) < 2e-6,
+            "{tokens}"
+        );
+        assert!(
+            largest_difference(got.image.data(), recorded.image.data()) < 2e-6,
+            "{tokens}"
+        );
     }
 }
 
@@ -179,10 +253,16 @@ fn tokenize_prints_what_the_original_gives() {
         .collect();
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("texts.txt");
-    let lines: Vec<&str> = entries.iter().map(|entry| entry["text"].as_str().unwrap()).collect();
+    let lines: Vec<&str> = entries
+        .iter()
+        .map(|entry| entry["text"].as_str().unwrap())
+        .collect();
     fs::write(&file, lines.join("\n")).unwrap();
     let printed = stdout(&run(&["tokenize", text(&file)]));
-    let printed: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let printed: Vec<Value> = printed
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert!(entries.len() > 20 && printed.len() >= entries.len() - 1);
     for (got, expected) in printed.iter().zip(&entries) {
         assert_eq!(got["ids"], expected["ids"]);
@@ -212,11 +292,26 @@ fn a_bad_row_stops_the_run_and_is_named_or_is_skipped_and_listed() {
     let mut lines: Vec<String> = tsv.lines().map(str::to_owned).collect();
     let good = lines[24].clone();
     // As long as the good one, and no image.
-    lines[24] = format!("{}{}", &good[..good.rfind('\t').unwrap() + 1], "A".repeat(good.len() - good.rfind('\t').unwrap() - 1));
+    lines[24] = format!(
+        "{}{}",
+        &good[..good.rfind('\t').unwrap() + 1],
+        "A".repeat(good.len() - good.rfind('\t').unwrap() - 1)
+    );
     fs::write(&input, lines.join("\n")).unwrap();
-    let args = ["embed", "-i", text(&input), "-o", text(&output), "--batch-size", "4"];
+    let args = [
+        "embed",
+        "-i",
+        text(&input),
+        "-o",
+        text(&output),
+        "--batch-size",
+        "4",
+    ];
     let error = failure(&run(&args));
-    assert!(error.contains("pairs.tsv: line 25: ") && error.contains("image"), "{error}");
+    assert!(
+        error.contains("pairs.tsv: line 25: ") && error.contains("image"),
+        "{error}"
+    );
     assert!(!output.exists());
 
     let skipping = [&args[..], &["--on-error", "skip"]].concat();
@@ -257,13 +352,29 @@ fn a_killed_run_is_resumed_to_the_same_file() {
     many_pairs(&input, 60);
     let (whole, resumed) = (folder.path().join("whole.out"), folder.path().join("resumed.out"));
     let args = |output: &Path| -> Vec<String> {
-        let list = ["embed", "-i", text(&input), "-o", text(output), "--batch-size", "8"];
+        let list = [
+            "embed",
+            "-i",
+            text(&input),
+            "-o",
+            text(output),
+            "--batch-size",
+            "8",
+        ];
         list.map(str::to_owned).to_vec()
     };
     let start = |more: &[&str]| {
         let args = args(&resumed);
-        let list: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
-        command(&list).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        let list: Vec<&str> = args
+            .iter()
+            .map(String::as_str)
+            .chain(more.iter().copied())
+            .collect();
+        command(&list)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
     };
     // Killed some way in, twice, wherever that is.
     let rows = folder.path().join("resumed.out.rows");
@@ -308,15 +419,26 @@ fn download_fetches_converts_and_records() {
                 }
                 lines.push(line);
             }
-            let body = if lines[0].contains("vocab.txt") { &vocab } else { &weights };
-            let range = lines
-                .iter()
-                .find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
-            let from: usize =
-                range.map_or(0, |range| range.trim_end_matches('-').parse().expect("a range to the end"));
+            let body = if lines[0].contains("vocab.txt") {
+                &vocab
+            } else {
+                &weights
+            };
+            let range = lines.iter().find_map(|line| {
+                line.to_lowercase()
+                    .strip_prefix("range: bytes=")
+                    .map(str::to_owned)
+            });
+            let from: usize = range.map_or(0, |range| {
+                range.trim_end_matches('-').parse().expect("a range to the end")
+            });
             let status = match from {
                 0 => "200 OK".to_owned(),
-                _ => format!("206 Partial Content\r\nContent-Range: bytes {from}-{}/{}", body.len() - 1, body.len()),
+                _ => format!(
+                    "206 Partial Content\r\nContent-Range: bytes {from}-{}/{}",
+                    body.len() - 1,
+                    body.len()
+                ),
             };
             let head = format!(
                 "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"one\"\r\nAccept-Ranges: bytes\r\nConnection: close\r\n\r\n",
@@ -351,8 +473,14 @@ fn download_fetches_converts_and_records() {
     let printed = stdout(&output);
     assert!(printed.contains("fingerprint "), "{printed}");
     let requests = serve.join().unwrap();
-    assert!(requests[1].0.contains("/ERNIE_VIL2_BASE_ViT.pdparams"), "{requests:?}");
-    assert!(requests[2].1 > 0, "the second attempt went on where the first broke off: {requests:?}");
+    assert!(
+        requests[1].0.contains("/ERNIE_VIL2_BASE_ViT.pdparams"),
+        "{requests:?}"
+    );
+    assert!(
+        requests[2].1 > 0,
+        "the second attempt went on where the first broke off: {requests:?}"
+    );
     let info: Value = serde_json::from_str(&stdout(&run(&["info", "-m", text(&model), "--json"]))).unwrap();
     assert_eq!(info["config"]["published"], "first");
     let source = &info["config"]["sources"][0];
@@ -361,8 +489,17 @@ fn download_fetches_converts_and_records() {
     assert!(remarks.contains(source["sha256"].as_str().unwrap()), "{remarks}");
     assert!(!folder.path().join("model.download").exists());
     // The published figures stand beside those of a model that says which release it is.
-    let table = stdout(&run(&["eval", "-m", text(&model), "-i", text(&golden("coco_cn_style.tsv"))]));
-    assert!(table.contains("Published: ERNIE_VIL2_BASE_ViT") && table.contains("Not comparable"), "{table}");
+    let table = stdout(&run(&[
+        "eval",
+        "-m",
+        text(&model),
+        "-i",
+        text(&golden("coco_cn_style.tsv")),
+    ]));
+    assert!(
+        table.contains("Published: ERNIE_VIL2_BASE_ViT") && table.contains("Not comparable"),
+        "{table}"
+    );
 }
 
 #[test]
@@ -381,20 +518,32 @@ fn search_ranks_a_folder_and_keeps_an_index() {
     let output = run(&by_image);
     let printed = stdout(&output);
     let first = printed.lines().next().unwrap();
-    assert!(first.starts_with("1.0000  ") && first.ends_with("r05.jpg"), "{printed}");
+    assert!(
+        first.starts_with("1.0000  ") && first.ends_with("r05.jpg"),
+        "{printed}"
+    );
     assert_eq!(printed.lines().count(), 3);
     let remarks = String::from_utf8(output.stderr).unwrap();
-    assert!(remarks.contains("skipped") && remarks.contains("broken.jpg"), "{remarks}");
+    assert!(
+        remarks.contains("skipped") && remarks.contains("broken.jpg"),
+        "{remarks}"
+    );
 
     fs::remove_file(pictures.join("r30.png")).unwrap();
     let by_text = [&args[..], &["--text", "猫", "--text", "一杯咖啡", "--json"]].concat();
     let printed = stdout(&run(&by_text));
-    let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> = printed
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(lines.len(), 2);
     assert_eq!(lines[0]["query"], "猫");
     let hits = lines[0]["hits"].as_array().unwrap();
     assert_eq!(hits.len(), 4, "{printed}");
-    assert!(hits.iter().any(|hit| hit["file"].as_str().unwrap().ends_with("r10.JPG")));
+    assert!(
+        hits.iter()
+            .any(|hit| hit["file"].as_str().unwrap().ends_with("r10.JPG"))
+    );
 
     // An index of another model is refused.
     let other = convert(&folder, "tiny", &[]);
@@ -406,20 +555,39 @@ fn search_ranks_a_folder_and_keeps_an_index() {
 fn bench_measures_every_stage() {
     let folder = TempDir::new().unwrap();
     let model = convert(&folder, "mid", &[]);
-    let report: Value =
-        serde_json::from_str(&stdout(&run(&["bench", "-m", text(&model), "--repeat", "1", "--json"]))).unwrap();
+    let report: Value = serde_json::from_str(&stdout(&run(&[
+        "bench",
+        "-m",
+        text(&model),
+        "--repeat",
+        "1",
+        "--json",
+    ])))
+    .unwrap();
     for stage in ["decode", "preprocess", "image_tower", "text_tower", "scoring"] {
         assert!(!report[stage].is_null(), "{stage} is missing in {report}");
     }
     assert!(report["image_tower"][1]["ms_per_image"].as_f64().unwrap() > 0.0);
-    let cold: Value =
-        serde_json::from_str(&stdout(&run(&["bench", "-m", text(&model), "--cold-start", "--json"]))).unwrap();
+    let cold: Value = serde_json::from_str(&stdout(&run(&[
+        "bench",
+        "-m",
+        text(&model),
+        "--cold-start",
+        "--json",
+    ])))
+    .unwrap();
     assert!(cold["cold_start_ms"].as_f64().unwrap() > 0.0);
 }
 
 #[test]
 fn bad_usage_exits_with_2_and_failures_with_1() {
-    for args in [&["embed"][..], &["nothing"], &["score"], &["eval", "--batch-size", "0"], &["search"]] {
+    for args in [
+        &["embed"][..],
+        &["nothing"],
+        &["score"],
+        &["eval", "--batch-size", "0"],
+        &["search"],
+    ] {
         assert_eq!(run(args).status.code(), Some(2), "{args:?}");
     }
     let error = failure(&run(&["info", "--model", "/nonexistent"]));
@@ -433,7 +601,15 @@ fn bad_usage_exits_with_2_and_failures_with_1() {
     let weights = golden("models/tiny.pdparams");
     let config = golden("models/tiny_text_config.json");
     let vocab = golden("vocab_tiny.txt");
-    let again = ["convert", "--weights", text(&weights), "--text-config", text(&config), "--vocab", text(&vocab)];
+    let again = [
+        "convert",
+        "--weights",
+        text(&weights),
+        "--text-config",
+        text(&config),
+        "--vocab",
+        text(&vocab),
+    ];
     let error = failure(&run(&[&again[..], &["--output", text(&model)]].concat()));
     assert!(error.contains("--overwrite"), "{error}");
     // Without an image configuration, heads are width / 64, which does not divide here.

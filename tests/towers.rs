@@ -30,26 +30,44 @@ impl Recording {
         let bytes = read(name);
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let values = |view: safetensors::tensor::TensorView<'_>| match view.dtype() {
-            safetensors::Dtype::F32 => {
-                view.data().as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
-            }
-            safetensors::Dtype::I64 => {
-                view.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect()
-            }
+            safetensors::Dtype::F32 => view
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f64::from(f32::from_le_bytes(*b)))
+                .collect(),
+            safetensors::Dtype::I64 => view
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| i64::from_le_bytes(*b) as f64)
+                .collect(),
             other => panic!("{other:?}"),
         };
         let all = tensors.tensors().into_iter();
-        Self(all.map(|(name, view)| (name, (view.shape().to_vec(), values(view)))).collect())
+        Self(
+            all.map(|(name, view)| (name, (view.shape().to_vec(), values(view))))
+                .collect(),
+        )
     }
 
     fn get(&self, name: &str) -> &[f64] {
-        &self.0.get(name).unwrap_or_else(|| panic!("{name} was not recorded")).1
+        &self
+            .0
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} was not recorded"))
+            .1
     }
 }
 
 fn largest_difference(got: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());
-    got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
+    got.iter()
+        .zip(expected)
+        .map(|(a, b)| (f64::from(*a) - b).abs())
+        .fold(0.0, f64::max)
 }
 
 fn configs(model: &str) -> (VitConfig, ErnieConfig) {
@@ -103,7 +121,9 @@ fn pixels() -> Vec<f32> {
 
 fn rows(recording: &Recording) -> Vec<Vec<u32>> {
     let ids = recording.get("input_ids");
-    ids.chunks_exact(48).map(|row| row.iter().map(|&id| id as u32).collect()).collect()
+    ids.chunks_exact(48)
+        .map(|row| row.iter().map(|&id| id as u32).collect())
+        .collect()
 }
 
 fn slices(rows: &[Vec<u32>]) -> Vec<&[u32]> {
@@ -118,14 +138,21 @@ fn vectors_of_all_models_on_both_engines() {
         let ids = rows(&recording);
         for engine in ENGINES {
             let (image, text) = towers(model, engine);
-            let image_raw = largest_difference(&image.embed_raw(&pixels).unwrap(), recording.get("image_raw"));
-            let text_raw = largest_difference(&text.embed_raw(&slices(&ids)).unwrap(), recording.get("text_raw"));
+            let image_raw =
+                largest_difference(&image.embed_raw(&pixels).unwrap(), recording.get("image_raw"));
+            let text_raw =
+                largest_difference(&text.embed_raw(&slices(&ids)).unwrap(), recording.get("text_raw"));
             let embedded = image.embed(&pixels).unwrap();
             let image_normalised = largest_difference(embedded.data(), recording.get("image_normalised"));
             let embedded = text.embed(&slices(&ids)).unwrap();
             let text_normalised = largest_difference(embedded.data(), recording.get("text_normalised"));
-            println!("{model} {engine:?}: raw {image_raw:.1e} {text_raw:.1e}, normalised {image_normalised:.1e} {text_normalised:.1e}");
-            assert!(image_normalised < 1e-5 && text_normalised < 1e-5, "{model} {engine:?}");
+            println!(
+                "{model} {engine:?}: raw {image_raw:.1e} {text_raw:.1e}, normalised {image_normalised:.1e} {text_normalised:.1e}"
+            );
+            assert!(
+                image_normalised < 1e-5 && text_normalised < 1e-5,
+                "{model} {engine:?}"
+            );
             assert!(image_raw < 1e-4 && text_raw < 1e-4, "{model} {engine:?}");
         }
     }
@@ -138,7 +165,9 @@ fn vectors_from_the_encoded_files() {
     let mut pixels = vec![0.0; 40 * 3 * 224 * 224];
     for (line, out) in tsv.lines().zip(pixels.chunks_exact_mut(3 * 224 * 224)) {
         let bytes = decode_base64(line.rsplit('\t').next().unwrap().trim().as_bytes()).unwrap();
-        preprocessor.preprocess_into(&bytes, &Limits::default(), out).unwrap();
+        preprocessor
+            .preprocess_into(&bytes, &Limits::default(), out)
+            .unwrap();
     }
     for model in MODELS {
         let (image, _) = towers(model, Engine::Auto);
@@ -146,7 +175,12 @@ fn vectors_from_the_encoded_files() {
         let got = image.embed(&pixels).unwrap();
         let expected = recording.get("image_normalised");
         for (row, expected) in expected.chunks_exact(got.dimensions()).enumerate() {
-            let cosine: f64 = got.row(row).iter().zip(expected).map(|(a, b)| f64::from(*a) * b).sum();
+            let cosine: f64 = got
+                .row(row)
+                .iter()
+                .zip(expected)
+                .map(|(a, b)| f64::from(*a) * b)
+                .sum();
             assert!(cosine >= 0.9999, "{model}, row {row}: cosine {cosine}");
         }
     }
@@ -154,7 +188,10 @@ fn vectors_from_the_encoded_files() {
 
 /// The step of this name; the last block's steps have the first token's row only.
 fn find<'a>(steps: &'a [Step], name: &str) -> &'a Step {
-    steps.iter().find(|step| step.name == name).unwrap_or_else(|| panic!("no step {name}"))
+    steps
+        .iter()
+        .find(|step| step.name == name)
+        .unwrap_or_else(|| panic!("no step {name}"))
 }
 
 fn compare(steps: &[Step], name: &str, expected: &[f64]) {
@@ -180,7 +217,11 @@ fn every_intermediate_value_of_tiny() {
         let (image, text) = towers("tiny", engine);
         let steps = image.trace(pixels).unwrap();
         for name in ["tokens_plus_pos", "norm_pre", "norm_post"] {
-            compare(&steps, &format!("visual.{name}"), recording.get(&format!("visual.{name}")));
+            compare(
+                &steps,
+                &format!("visual.{name}"),
+                recording.get(&format!("visual.{name}")),
+            );
         }
         compare(&steps, "visual.norm_post", recording.get("visual.embedding"));
         if engine == Engine::Burn {
@@ -205,7 +246,11 @@ fn every_intermediate_value_of_tiny() {
         // The original computes 48 tokens, of which those after the caption's end are padding.
         let steps = text.trace(&[ids]).unwrap();
         for name in ["embedding_sum", "embedding_ln", "pooled"] {
-            compare(&steps, &format!("text.{name}"), recording.get(&format!("text.{name}")));
+            compare(
+                &steps,
+                &format!("text.{name}"),
+                recording.get(&format!("text.{name}")),
+            );
         }
         assert_eq!(find(&steps, "text.embedding_sum").values.len(), tokens * 32);
         let mut before = recording.get("text.embedding_ln");
@@ -241,16 +286,24 @@ fn batch_padding_and_threads_change_nothing() {
                 same(&got, &all_images[i * batch * 64..][..got.len()]);
             }
             for (i, chunk) in ids.chunks(batch).enumerate() {
-                let cut: Vec<&[u32]> =
-                    chunk.iter().map(|row| &row[..row.iter().filter(|&&id| id != 0).count()]).collect();
+                let cut: Vec<&[u32]> = chunk
+                    .iter()
+                    .map(|row| &row[..row.iter().filter(|&&id| id != 0).count()])
+                    .collect();
                 let got = text.embed_raw(&cut).unwrap();
                 same(&got, &all_texts[i * batch * 48..][..got.len()]);
             }
         }
         for threads in [1, 2, 5] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
             same(&pool.install(|| image.embed_raw(&pixels)).unwrap(), &all_images);
-            same(&pool.install(|| text.embed_raw(&slices(&ids))).unwrap(), &all_texts);
+            same(
+                &pool.install(|| text.embed_raw(&slices(&ids))).unwrap(),
+                &all_texts,
+            );
         }
     }
 }
@@ -269,10 +322,22 @@ fn captions_that_cannot_be_embedded_are_named() {
         error(&[&[1, 2], &[]]),
         "text: caption 1: it starts with padding (id 0) or is empty, expected [CLS] first"
     );
-    assert_eq!(error(&[&[1; 65]]), "text: caption 0: 65 tokens, expected at most 64");
-    assert_eq!(error(&[&[1, 2004]]), "text: caption 0: the id 2004, expected less than 2004");
-    assert!(image.embed(&[0.0; 5]).unwrap_err().to_string().contains("expected a multiple of 150528"));
-    assert_eq!(text.embed_raw(&[]).unwrap(), []);
+    assert_eq!(
+        error(&[&[1; 65]]),
+        "text: caption 0: 65 tokens, expected at most 64"
+    );
+    assert_eq!(
+        error(&[&[1, 2004]]),
+        "text: caption 0: the id 2004, expected less than 2004"
+    );
+    assert!(
+        image
+            .embed(&[0.0; 5])
+            .unwrap_err()
+            .to_string()
+            .contains("expected a multiple of 150528")
+    );
+    assert!(text.embed_raw(&[]).unwrap().is_empty());
 }
 
 #[test]
@@ -280,10 +345,14 @@ fn tensors_in_and_out() {
     use burn::tensor::{Tensor, TensorData};
     let pixels = pixels()[..2 * 3 * 224 * 224].to_vec();
     let (image, text) = towers("tiny", Engine::Auto);
-    let tensor: Tensor<4> = Tensor::from_data(TensorData::new(pixels.clone(), [2, 3, 224, 224]), &Device::flex());
+    let tensor: Tensor<4> =
+        Tensor::from_data(TensorData::new(pixels.clone(), [2, 3, 224, 224]), &Device::flex());
     let out = image.forward(tensor);
     assert_eq!(out.dims(), [2, 32]);
-    assert_eq!(out.into_data().try_into_vec::<f32>().unwrap(), image.embed_raw(&pixels).unwrap());
+    assert_eq!(
+        out.into_data().try_into_vec::<f32>().unwrap(),
+        image.embed_raw(&pixels).unwrap()
+    );
     let out = text.forward(&[&[1, 5, 2], &[1, 2]]).unwrap();
     assert_eq!(out.dims(), [2, 32]);
 }

@@ -596,7 +596,11 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5, help="how often the sides take turns (default: 5)")
     parser.add_argument("--repeat", type=int, default=3, help="measurements in a turn (default: 3)")
     parser.add_argument("--seed", type=int, default=1, help="of weights, pictures and captions (default: 1)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.binary = args.binary.absolute()
+    if not args.peer_only and not args.binary.is_file():
+        parser.error(f"there is no {args.binary}: build it, give --binary, or time the peer alone by --peer-only")
+    return args
 
 
 def main():

@@ -3,8 +3,8 @@
 use std::fmt::Display;
 use std::io::Cursor;
 
-use image::codecs::webp::WebPDecoder;
 use image::ImageDecoder;
+use image::codecs::webp::WebPDecoder;
 use png::Transformations;
 
 use super::orientation::{Orientation, exif_of_jpeg};

@@ -71,7 +71,10 @@ pub fn attention(
         end = s.query + s.queries;
         assert!(s.keys > 0 && end <= queries.rows && s.key + s.keys <= keys_values.rows);
     }
-    let (q, kv) = (Shared(queries.as_ptr().cast_mut()), Shared(keys_values.as_ptr().cast_mut()));
+    let (q, kv) = (
+        Shared(queries.as_ptr().cast_mut()),
+        Shared(keys_values.as_ptr().cast_mut()),
+    );
     let out = Shared(output.as_mut_ptr());
     for_each(sequences.len() * shape.heads, parallel, |task| {
         let (s, head) = (sequences[task / shape.heads], task % shape.heads);
@@ -79,7 +82,9 @@ pub fn attention(
         unsafe {
             let kv = kv.get().add(s.key * keys_values.stride);
             let head = Head {
-                queries: q.get().add(s.query * queries.stride + head * shape.query_head_width),
+                queries: q
+                    .get()
+                    .add(s.query * queries.stride + head * shape.query_head_width),
                 query_stride: queries.stride,
                 query_rows: s.queries,
                 query_width: shape.query_head_width,
@@ -88,7 +93,9 @@ pub fn attention(
                 key_stride: keys_values.stride,
                 key_rows: s.keys,
                 value_width: shape.value_head_width,
-                output: out.get().add(s.query * output.stride + head * shape.value_head_width),
+                output: out
+                    .get()
+                    .add(s.query * output.stride + head * shape.value_head_width),
                 output_stride: output.stride,
             };
             SCRATCH.with_borrow_mut(|scratch| one_head(&head, scratch));
@@ -141,8 +148,22 @@ unsafe fn one_head_with<S: Simd>(head: &Head, scratch: &mut Scratch) {
     let scores = scratch.scores.as_mut_ptr();
     // SAFETY: the buffers were just given these sizes; the caller vouches for the rest.
     unsafe {
-        pack_transposed(head.keys, head.key_stride, head.key_rows, head.query_width, panel, keys);
-        pack(head.values, head.key_stride, head.key_rows, head.value_width, panel, values);
+        pack_transposed(
+            head.keys,
+            head.key_stride,
+            head.key_rows,
+            head.query_width,
+            panel,
+            keys,
+        );
+        pack(
+            head.values,
+            head.key_stride,
+            head.key_rows,
+            head.value_width,
+            panel,
+            values,
+        );
         let scale = (head.query_width as f32).powf(-0.5);
         for first in (0..head.query_rows).step_by(QUERY_BLOCK) {
             let rows = QUERY_BLOCK.min(head.query_rows - first);
@@ -232,7 +253,14 @@ unsafe fn exponentials<S: Simd>(row: *mut f32, n: usize, scale: f32) -> f32 {
 
 /// Packs `rows` rows as the columns of panels: out[p][k][c] = from[p * panel + c][k].
 #[inline(always)]
-unsafe fn pack_transposed(from: *const f32, stride: usize, rows: usize, width: usize, panel: usize, out: *mut f32) {
+unsafe fn pack_transposed(
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    width: usize,
+    panel: usize,
+    out: *mut f32,
+) {
     for first in (0..rows).step_by(panel) {
         let some = panel.min(rows - first);
         unsafe {
@@ -284,7 +312,9 @@ mod tests {
         (0..dv)
             .map(|c| {
                 let at = shape.query_width() + head * dv + c;
-                (0..keys).map(|j| scores[j] / sum * f64::from(kv[j * width + at])).sum()
+                (0..keys)
+                    .map(|j| scores[j] / sum * f64::from(kv[j * width + at]))
+                    .sum()
             })
             .collect()
     }

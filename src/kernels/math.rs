@@ -25,7 +25,7 @@ pub(super) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
         p = S::mul_add(p, r, S::splat(8.333_452e-3));
         p = S::mul_add(p, r, S::splat(4.166_579_6e-2));
         p = S::mul_add(p, r, S::splat(1.666_666_5e-1));
-        p = S::mul_add(p, r, S::splat(5.000_000_1e-1));
+        p = S::mul_add(p, r, S::splat(0.5));
         let y = S::add(S::mul_add(p, S::mul(r, r), r), S::splat(1.0));
         S::scale_by_power_of_two(y, n)
     }
@@ -119,7 +119,10 @@ mod tests {
                     _ => (x.max(0.0), 1e-6),
                 };
                 for y in [best[i], portable[i]] {
-                    assert!((f64::from(y) - expected).abs() <= tolerance, "{name}({x}) = {y}, expected {expected}");
+                    assert!(
+                        (f64::from(y) - expected).abs() <= tolerance,
+                        "{name}({x}) = {y}, expected {expected}"
+                    );
                 }
             }
         }
@@ -127,7 +130,24 @@ mod tests {
 
     #[test]
     fn exp_at_the_ends() {
-        let x = [-1e30, -200.0, -87.3, 0.0, 88.0, 1e30, f32::NAN, f32::INFINITY, -0.0, 1.0, -1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let x = [
+            -1e30,
+            -200.0,
+            -87.3,
+            0.0,
+            88.0,
+            1e30,
+            f32::NAN,
+            f32::INFINITY,
+            -0.0,
+            1.0,
+            -1.0,
+            2.0,
+            3.0,
+            4.0,
+            5.0,
+            6.0,
+        ];
         let mut y = [0.0; 16];
         // SAFETY: 16 is a multiple of every register's length, the instruction set is checked.
         unsafe { all_best(0, &x, &mut y) };

@@ -48,12 +48,21 @@ pub struct RowsMut<'a> {
 }
 
 fn check_rows(len: usize, rows: usize, width: usize, stride: usize) {
-    assert!(width <= stride || rows <= 1, "rows of {width} floats, {stride} apart, overlap");
+    assert!(
+        width <= stride || rows <= 1,
+        "rows of {width} floats, {stride} apart, overlap"
+    );
     let needed = match rows {
         0 => 0,
-        _ => (rows - 1).checked_mul(stride).and_then(|n| n.checked_add(width)).expect("a size in memory"),
+        _ => (rows - 1)
+            .checked_mul(stride)
+            .and_then(|n| n.checked_add(width))
+            .expect("a size in memory"),
     };
-    assert!(needed <= len, "{rows} rows of {width} floats, {stride} apart, need {needed} floats, got {len}");
+    assert!(
+        needed <= len,
+        "{rows} rows of {width} floats, {stride} apart, need {needed} floats, got {len}"
+    );
 }
 
 impl<'a> Rows<'a> {
@@ -128,14 +137,20 @@ fn panel_width() -> usize {
 
 impl PackedMatrix {
     /// Packs what `copy(row, column, out)` gives: `out.len()` values of `row`, from `column` on.
-    pub fn pack(depth: usize, columns: usize, parallel: bool, copy: impl Fn(usize, usize, &mut [f32]) + Sync + Send) -> Self {
+    pub fn pack(
+        depth: usize,
+        columns: usize,
+        parallel: bool,
+        copy: impl Fn(usize, usize, &mut [f32]) + Sync + Send,
+    ) -> Self {
         let panel = panel_width();
         let panels = columns.div_ceil(panel);
         let mut data = Buffer::zeros(panels * panel * depth);
         let shared = Shared(data.as_mut_ptr());
         for_each(panels, parallel, |p| {
             // SAFETY: panel `p` is this task's alone.
-            let out = unsafe { std::slice::from_raw_parts_mut(shared.get().add(p * panel * depth), panel * depth) };
+            let out =
+                unsafe { std::slice::from_raw_parts_mut(shared.get().add(p * panel * depth), panel * depth) };
             let wide = panel.min(columns - p * panel);
             for (row, out) in out.chunks_exact_mut(panel).enumerate() {
                 copy(row, p * panel, &mut out[..wide]);
@@ -222,8 +237,15 @@ pub fn linear(
 ) {
     let weight = &layer.weight;
     assert_eq!(input.width, weight.depth, "the product's depth");
-    assert_eq!((output.rows, output.width), (input.rows, weight.columns), "the product's shape");
-    assert!(layer.bias.is_empty() || layer.bias.len() == weight.columns, "one bias a column");
+    assert_eq!(
+        (output.rows, output.width),
+        (input.rows, weight.columns),
+        "the product's shape"
+    );
+    assert!(
+        layer.bias.is_empty() || layer.bias.len() == weight.columns,
+        "one bias a column"
+    );
     let bias = match layer.bias.as_slice() {
         [] => std::ptr::null(),
         bias => bias.as_ptr(),
@@ -476,7 +498,10 @@ impl Tile {
         let lanes = S::LANES;
         unsafe {
             match self.columns >= lanes {
-                true => [S::load(from), S::load_first(from.add(lanes), self.columns - lanes)],
+                true => [
+                    S::load(from),
+                    S::load_first(from.add(lanes), self.columns - lanes),
+                ],
                 false => [S::load_first(from, self.columns), S::splat(0.0)],
             }
         }
@@ -514,7 +539,14 @@ mod tests {
     #[test]
     fn linear_agrees_with_f64_for_odd_shapes() {
         let mut seed = 7;
-        for (rows, depth, columns) in [(1, 1, 1), (5, 3, 7), (12, 385, 33), (13, 768, 64), (200, 40, 31), (30, 800, 17)] {
+        for (rows, depth, columns) in [
+            (1, 1, 1),
+            (5, 3, 7),
+            (12, 385, 33),
+            (13, 768, 64),
+            (200, 40, 31),
+            (30, 800, 17),
+        ] {
             let a = random(rows * (depth + 3), &mut seed);
             let w = random(depth * columns, &mut seed);
             let bias = random(columns, &mut seed);
@@ -552,7 +584,9 @@ mod tests {
                         match activation {
                             Activation::None => assert!((y - x).abs() < 5e-5, "{y} instead of {x}"),
                             Activation::Relu => assert!((y - x.max(0.0)).abs() < 5e-5),
-                            Activation::QuickGelu => assert!((y - x / (1.0 + (-1.702 * x).exp())).abs() < 5e-5),
+                            Activation::QuickGelu => {
+                                assert!((y - x / (1.0 + (-1.702 * x).exp())).abs() < 5e-5)
+                            }
                             // The exact values are checked in `math`; here that it was applied at all.
                             Activation::Gelu => assert!((y - x / (1.0 + (-1.702 * x).exp())).abs() < 0.03),
                         }

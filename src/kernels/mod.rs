@@ -10,15 +10,15 @@
 
 mod attention;
 mod buffer;
-mod matmul;
 mod math;
+mod matmul;
 mod norm;
 mod simd;
 
 pub use attention::{AttentionShape, Sequence, attention};
 pub use buffer::Buffer;
-pub use matmul::{Activation, Linear, PackedMatrix, Rows, RowsMut, linear, matmul};
 pub(crate) use matmul::row_block;
+pub use matmul::{Activation, Linear, PackedMatrix, Rows, RowsMut, linear, matmul};
 pub use norm::LayerNorm;
 pub use simd::InstructionSet;
 
@@ -36,7 +36,11 @@ pub(crate) fn for_each(count: usize, parallel: bool, task: impl Fn(usize) + Sync
 }
 
 /// Runs `task` on each whole chunk of `length` values, on all threads of the current pool.
-pub(crate) fn for_each_chunk(data: &mut [f32], length: usize, task: impl Fn(usize, &mut [f32]) + Sync + Send) {
+pub(crate) fn for_each_chunk(
+    data: &mut [f32],
+    length: usize,
+    task: impl Fn(usize, &mut [f32]) + Sync + Send,
+) {
     if data.is_empty() {
         return;
     }

@@ -117,7 +117,10 @@ unsafe fn layer_norm_rows<S: Simd>(
             let inverse = S::splat(1.0 / (variance / width as f32 + norm.epsilon).sqrt());
             for i in (0..whole).step_by(S::LANES) {
                 let a = S::mul(S::sub(S::load(x.add(i)), m), inverse);
-                S::store(y.add(i), S::mul_add(a, S::load(scale.add(i)), S::load(shift.add(i))));
+                S::store(
+                    y.add(i),
+                    S::mul_add(a, S::load(scale.add(i)), S::load(shift.add(i))),
+                );
             }
             if rest > 0 {
                 let a = S::mul(S::sub(S::load_first(x.add(whole), rest), m), inverse);

@@ -7,12 +7,12 @@ use std::sync::Mutex;
 
 use super::load::{Columns, Loader, Words};
 use super::{Observe, Step};
+use crate::Result;
 use crate::config::{Activation as TextActivation, ErnieConfig, VitConfig};
 use crate::kernels::{
-    Activation, AttentionShape, Buffer, LayerNorm, Linear, Rows, RowsMut, Sequence, attention, for_each_chunk, linear,
-    row_block, threads,
+    Activation, AttentionShape, Buffer, LayerNorm, Linear, Rows, RowsMut, Sequence, attention,
+    for_each_chunk, linear, row_block, threads,
 };
-use crate::Result;
 
 /// Where a block normalises.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -197,7 +197,8 @@ impl Block {
             );
         }
         if self.order == NormOrder::Post {
-            self.norm2.in_place(&mut view_mut(&mut work.tokens, rows, width), parallel);
+            self.norm2
+                .in_place(&mut view_mut(&mut work.tokens, rows, width), parallel);
         }
         observe.rows("", &view(&work.tokens, rows, width));
         rows
@@ -269,9 +270,8 @@ impl HostVit {
         let block = |i: usize| {
             let name = |part: &str| format!("visual.blocks.{i}.{part}");
             let qkv = name("attn.qkv");
-            let part = |start, columns| {
-                loader.linear(width, &[Columns::part(&qkv, 3 * width, start, columns)])
-            };
+            let part =
+                |start, columns| loader.linear(width, &[Columns::part(&qkv, 3 * width, start, columns)]);
             Ok(Block {
                 order: NormOrder::Pre,
                 norm1: norm(&name("norm1"))?,
@@ -303,7 +303,10 @@ impl HostVit {
     pub(super) fn forward(&self, pixels: &[f32], output: &mut [f32]) {
         let image = 3 * self.config.image_size * self.config.image_size;
         let batch = pixels.len() / image;
-        assert_eq!((pixels.len(), output.len()), (batch * image, batch * self.config.width));
+        assert_eq!(
+            (pixels.len(), output.len()),
+            (batch * image, batch * self.config.width)
+        );
         let (run, count) = runs(batch, self.config.tokens());
         let (alone, together) = output.split_at_mut(run * count * self.config.width);
         for_each_chunk(alone, run * self.config.width, |i, output| {
@@ -345,7 +348,8 @@ impl HostVit {
                 );
             }
             observe.rows("tokens_plus_pos", &view(&work.tokens, rows, width));
-            self.norm_pre.in_place(&mut view_mut(&mut work.tokens, rows, width), parallel);
+            self.norm_pre
+                .in_place(&mut view_mut(&mut work.tokens, rows, width), parallel);
             observe.rows("norm_pre", &view(&work.tokens, rows, width));
             let sequence = |i| Sequence {
                 query: i * tokens,
@@ -481,7 +485,8 @@ impl HostErnie {
         let mut rows = 0;
         let mut sequences = Vec::with_capacity(captions.len());
         self.pool.with(|work| {
-            work.tokens.resize(captions.iter().map(|c| c.len()).sum::<usize>() * stride(width));
+            work.tokens
+                .resize(captions.iter().map(|c| c.len()).sum::<usize>() * stride(width));
             for caption in captions {
                 let first = rows;
                 for (position, &id) in caption.iter().enumerate().filter(|(_, id)| **id != 0) {
@@ -496,7 +501,8 @@ impl HostErnie {
                 });
             }
             observe.rows("embedding_sum", &view(&work.tokens, rows, width));
-            self.norm.in_place(&mut view_mut(&mut work.tokens, rows, width), parallel);
+            self.norm
+                .in_place(&mut view_mut(&mut work.tokens, rows, width), parallel);
             observe.rows("embedding_ln", &view(&work.tokens, rows, width));
             for (i, block) in self.blocks.iter().enumerate() {
                 observe.enter(format_args!("block.{i}"));

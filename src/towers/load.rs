@@ -44,7 +44,9 @@ impl Loader<'_> {
     pub(super) fn read(&self, name: &str, shape: &[usize]) -> Result<TensorData<'_>> {
         match self.0.shape(name) {
             Some(found) if found == shape => self.0.read(name),
-            Some(found) => Err(Error::Weights(format!("{name} has the shape {found:?}, expected {shape:?}"))),
+            Some(found) => Err(Error::Weights(format!(
+                "{name} has the shape {found:?}, expected {shape:?}"
+            ))),
             None => Err(Error::Weights(format!("{name} is missing"))),
         }
     }
@@ -118,7 +120,11 @@ impl Loader<'_> {
     ) -> Result<nn::Linear> {
         Ok(nn::Linear {
             weight: Param::from_tensor(self.tensor(&format!("{name}.weight"), [inputs, outputs], device)?),
-            bias: Some(Param::from_tensor(self.tensor(&format!("{name}.bias"), [outputs], device)?)),
+            bias: Some(Param::from_tensor(self.tensor(
+                &format!("{name}.bias"),
+                [outputs],
+                device,
+            )?)),
         })
     }
 
@@ -132,7 +138,11 @@ impl Loader<'_> {
     ) -> Result<nn::LayerNorm> {
         let mut norm = nn::LayerNormConfig::new(width).with_epsilon(epsilon).init(device);
         norm.gamma = Param::from_tensor(self.tensor(&format!("{name}.weight"), [width], device)?);
-        norm.beta = Some(Param::from_tensor(self.tensor(&format!("{name}.bias"), [width], device)?));
+        norm.beta = Some(Param::from_tensor(self.tensor(
+            &format!("{name}.bias"),
+            [width],
+            device,
+        )?));
         Ok(norm)
     }
 }

@@ -85,7 +85,11 @@ impl<'a> Observe<'a> {
             return;
         };
         let parts = [Some(self.prefix), self.inside.as_deref(), Some(name)];
-        let parts: Vec<&str> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
+        let parts: Vec<&str> = parts
+            .into_iter()
+            .flatten()
+            .filter(|part| !part.is_empty())
+            .collect();
         steps.push(Step {
             name: parts.join("."),
             shape: shape(),
@@ -102,11 +106,7 @@ impl<'a> Observe<'a> {
     }
 
     fn tensor<const D: usize>(&mut self, name: &str, tensor: &Tensor<D>) {
-        self.push(
-            name,
-            || tensor.dims().to_vec(),
-            || host_values(tensor.clone()),
-        );
+        self.push(name, || tensor.dims().to_vec(), || host_values(tensor.clone()));
     }
 }
 
@@ -128,7 +128,12 @@ impl ImageTower {
     /// # Errors
     /// [`Error::Config`] where a size is out of range; [`Error::Weights`] lists every missing tensor and
     /// every wrong shape.
-    pub fn load(source: &dyn TensorSource, config: &VitConfig, device: &Device, engine: Engine) -> Result<Self> {
+    pub fn load(
+        source: &dyn TensorSource,
+        config: &VitConfig,
+        device: &Device,
+        engine: Engine,
+    ) -> Result<Self> {
         config.validate()?;
         weights::check(source, &weights::image_tensors(config))?;
         let loader = Loader(source);
@@ -212,7 +217,10 @@ impl ImageTower {
                 vit.forward_observed(pixels, &mut vec![0.0; batch * self.config.width], &mut steps);
             }
             ImageBody::Burn(vit) => {
-                vit.forward_observed(self.upload(pixels, batch), &mut Observe::new("visual", Some(&mut steps)));
+                vit.forward_observed(
+                    self.upload(pixels, batch),
+                    &mut Observe::new("visual", Some(&mut steps)),
+                );
             }
         }
         Ok(steps)
@@ -232,7 +240,10 @@ impl ImageTower {
 
     fn upload(&self, pixels: &[f32], batch: usize) -> Tensor<4> {
         let size = self.config.image_size;
-        Tensor::from_data(TensorData::new(pixels.to_vec(), [batch, 3, size, size]), &self.device)
+        Tensor::from_data(
+            TensorData::new(pixels.to_vec(), [batch, 3, size, size]),
+            &self.device,
+        )
     }
 }
 
@@ -255,7 +266,12 @@ impl TextTower {
     /// # Errors
     /// [`Error::Config`] where a size is out of range; [`Error::Weights`] lists every missing tensor and
     /// every wrong shape.
-    pub fn load(source: &dyn TensorSource, config: &ErnieConfig, device: &Device, engine: Engine) -> Result<Self> {
+    pub fn load(
+        source: &dyn TensorSource,
+        config: &ErnieConfig,
+        device: &Device,
+        engine: Engine,
+    ) -> Result<Self> {
         config.validate()?;
         weights::check(source, &weights::text_tensors(config))?;
         let loader = Loader(source);
@@ -289,7 +305,10 @@ impl TextTower {
             TextBody::Burn(ernie) => self.forward_burn(ernie, &captions),
             TextBody::Host(_) => {
                 let raw = self.embed_checked(&captions);
-                Tensor::from_data(TensorData::new(raw, [captions.len(), self.config.width]), &self.device)
+                Tensor::from_data(
+                    TensorData::new(raw, [captions.len(), self.config.width]),
+                    &self.device,
+                )
             }
         })
     }
@@ -392,7 +411,8 @@ impl TextTower {
         for (i, caption) in captions.iter().enumerate() {
             for (position, &id) in caption.iter().enumerate() {
                 let row = i * longest + position;
-                self.words.embed(id, position, &mut embedded[row * width..][..width]);
+                self.words
+                    .embed(id, position, &mut embedded[row * width..][..width]);
                 if id != 0 {
                     key_bias[row] = 0.0;
                 }
@@ -408,7 +428,10 @@ impl TextTower {
 
 /// Reads a tensor back to the host in single precision.
 fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().try_into_vec_as::<f32>().expect("a float tensor reads as f32")
+    tensor
+        .into_data()
+        .try_into_vec_as::<f32>()
+        .expect("a float tensor reads as f32")
 }
 
 fn normalised(raw: Vec<f32>, width: usize) -> Result<Embeddings> {
@@ -441,8 +464,12 @@ impl DualEncoder {
     ) -> Result<Self> {
         config.validate()?;
         Ok(Self {
-            image: image.map(|s| ImageTower::load(s, &config.image, device, engine)).transpose()?,
-            text: text.map(|s| TextTower::load(s, &config.text, device, engine)).transpose()?,
+            image: image
+                .map(|s| ImageTower::load(s, &config.image, device, engine))
+                .transpose()?,
+            text: text
+                .map(|s| TextTower::load(s, &config.text, device, engine))
+                .transpose()?,
             config,
         })
     }

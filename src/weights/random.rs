@@ -27,7 +27,10 @@ impl RandomWeights {
     /// Weights for both towers.
     pub fn new(image: &VitConfig, text: &ErnieConfig, seed: u64) -> Self {
         Self {
-            shapes: image_tensors(image).into_iter().chain(text_tensors(text)).collect(),
+            shapes: image_tensors(image)
+                .into_iter()
+                .chain(text_tensors(text))
+                .collect(),
             seed,
         }
     }
@@ -53,7 +56,9 @@ impl TensorSource for RandomWeights {
             [_, rest @ ..] if shape.len() == 4 => (0.0, (rest.iter().product::<usize>() as f32).powf(-0.5)),
             _ => (0.0, 0.02),
         };
-        let mut state = name.bytes().fold(self.seed, |hash, byte| step(hash ^ u64::from(byte)));
+        let mut state = name
+            .bytes()
+            .fold(self.seed, |hash, byte| step(hash ^ u64::from(byte)));
         let mut next = || {
             state = step(state);
             // Uniform on [-1, 1), with a variance of 1/3.

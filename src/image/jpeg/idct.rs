@@ -141,8 +141,10 @@ pub(super) fn portable(block: &Block, steps: &Steps, out: &mut [u8], stride: usi
     }
     const LAST_SHIFT: u32 = CONSTANT_BITS + PASS_BITS + 3;
     let rows = pass(&transposed(&columns));
-    let samples =
-        rows.map(|row| row.map(|value| sample(value.wrapping_add(1 << (LAST_SHIFT - 1)) >> LAST_SHIFT)));
+    let mut samples = [[0; SIZE]; SIZE];
+    for (to, value) in samples.as_flattened_mut().iter_mut().zip(rows.as_flattened()) {
+        *to = sample(value.wrapping_add(1 << (LAST_SHIFT - 1)) >> LAST_SHIFT);
+    }
     for (row, samples) in out.chunks_mut(stride).zip(&transposed(&samples)) {
         row[..SIZE].copy_from_slice(samples);
     }

@@ -248,7 +248,10 @@ impl Coding for AcRefinement {
                 k += 1;
             }
         }
-        if *zero_blocks > 0 {
+        // Most blocks in a run have nothing to refine, which is quickly seen.
+        if *zero_blocks > 0 && block[1..].iter().fold(0, |all, &c| all | c) == 0 {
+            *zero_blocks -= 1;
+        } else if *zero_blocks > 0 {
             for &position in ZIGZAG.get(k..=last).unwrap_or_default() {
                 let coefficient = &mut block[usize::from(position) & 63];
                 if *coefficient != 0 {
