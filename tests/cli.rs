@@ -266,7 +266,10 @@ fn tokenize_prints_what_the_original_gives() {
     assert!(entries.len() > 20 && printed.len() >= entries.len() - 1);
     for (got, expected) in printed.iter().zip(&entries) {
         assert_eq!(got["ids"], expected["ids"]);
-        assert_eq!(got["tokens"].as_array().unwrap().len(), got["ids"].as_array().unwrap().len());
+        assert_eq!(
+            got["tokens"].as_array().unwrap().len(),
+            got["ids"].as_array().unwrap().len()
+        );
     }
 }
 

@@ -412,13 +412,13 @@ def examples(seed):
     return lines, np.stack(pixels), ids
 
 
-def timed(call, repeat):
-    """Median and least time of a call in milliseconds, after one call to warm up."""
-    call()
+def timed(call, values, repeat):
+    """Median and least time of a call on `values` in milliseconds, after one call to warm up."""
+    call(values)
     times = []
     for _ in range(repeat):
         start = time.perf_counter()
-        call()
+        call(values)
         times.append((time.perf_counter() - start) * 1e3)
     return {"median": statistics.median(times), "least": min(times)}
 
@@ -467,9 +467,7 @@ class Ours:
         arguments = ["--model", self.folders["f32"], "--json", "--only", stage, "--repeat", repeat]
         unit = "ms_per_image" if stage == "image_tower" else "ms_per_caption"
         rows = json.loads(self.run("bench", *arguments))[stage]
-        return {
-            (row["batch"], row.get("tokens")): {"median": row[unit], "least": row[f"least_{unit}"]} for row in rows
-        }
+        return {(row["batch"], row.get("tokens")): {"median": row[unit], "least": row[f"least_{unit}"]} for row in rows}
 
     def cold_start(self):
         """Milliseconds until a caption's vector is there: from the start of loading, and of the process."""
@@ -489,7 +487,7 @@ def peer_cold_start(model, threads):
 
 
 def fastest(build, values, threads, repeat):
-    """Tries every form on a batch. Returns the name of the fastest, its function and all times in ms an input."""
+    """Tries every form on a batch. Returns the name of the fastest, its function and all least times in ms an input."""
     calls = {form: build(form).open(threads) for form in FORMS}
     first = calls[FORMS[0]](values)
     for form, call in calls.items():
@@ -499,8 +497,8 @@ def fastest(build, values, threads, repeat):
     rounds = {form: [] for form in FORMS}
     for _ in range(3):
         for form, call in calls.items():
-            rounds[form].append(timed(lambda: call(values), repeat))
-    times = {form: together(found)["median"] / len(values) for form, found in rounds.items()}
+            rounds[form].append(timed(call, values, repeat))
+    times = {form: together(found)["least"] / len(values) for form, found in rounds.items()}
     best = min(times, key=times.get)
     return best, calls[best], times
 
@@ -536,7 +534,7 @@ def measure(ours, calls, cold_model, rounds, repeat, threads):
                     values = np.full((batch, tokens), PADDING)
                     used = 20 if our_tokens == "8-20" else tokens
                     values[:, :used] = random.integers(1, len(CHARACTERS), size=(batch, used))
-                times = timed(lambda: calls[tower, graph](values), repeat)
+                times = timed(calls[tower, graph], values, repeat)
                 found[name]["peer"].append({key: ms / batch for key, ms in times.items()})
                 if ours:
                     found[name]["ours"].append(our_times[batch, our_tokens])

@@ -483,11 +483,8 @@ impl Tile {
             }
             // Applied to what was just stored: it is still in the first level cache, and all registers are
             // free for it.
-            match self.activation {
-                Activation::None => {}
-                Activation::QuickGelu => self.activate::<S, M>(output, |v| math::quick_gelu::<S>(v)),
-                Activation::Gelu => self.activate::<S, M>(output, |v| math::gelu::<S>(v)),
-                Activation::Relu => self.activate::<S, M>(output, |v| S::max(S::splat(0.0), v)),
+            if self.activation != Activation::None {
+                self.activate::<S, M>(output);
             }
         }
     }
@@ -508,14 +505,27 @@ impl Tile {
     }
 
     #[inline(always)]
-    unsafe fn activate<S: Simd, const M: usize>(&self, output: *mut f32, f: impl Fn(S::V) -> S::V) {
+    unsafe fn activate<S: Simd, const M: usize>(&self, output: *mut f32) {
         for i in 0..M {
             for column in (0..self.columns).step_by(S::LANES) {
+                let some = S::LANES.min(self.columns - column);
                 unsafe {
                     let at = output.add(i * self.output_stride + column);
-                    match self.columns - column {
-                        n if n >= S::LANES => S::store(at, f(S::load(at))),
-                        n => S::store_first(at, f(S::load_first(at, n)), n),
+                    let x = match some == S::LANES {
+                        true => S::load(at),
+                        false => S::load_first(at, some),
+                    };
+                    // Not a closure handed in: it would not be inlined, and so be compiled without the
+                    // instruction set.
+                    let y = match self.activation {
+                        Activation::None => x,
+                        Activation::QuickGelu => math::quick_gelu::<S>(x),
+                        Activation::Gelu => math::gelu::<S>(x),
+                        Activation::Relu => S::max(S::splat(0.0), x),
+                    };
+                    match some == S::LANES {
+                        true => S::store(at, y),
+                        false => S::store_first(at, y, some),
                     }
                 }
             }

@@ -33,7 +33,7 @@ pub(super) trait Simd: Copy {
     unsafe fn largest(v: Self::V) -> f32;
 }
 
-/// Which [`Simd`] the processor can run.
+/// Which instruction set the kernels run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstructionSet {
     /// x86-64 with AVX-512 F, BW, DQ and VL.

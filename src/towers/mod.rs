@@ -1,7 +1,7 @@
 //! The image tower, the text tower, and the dual encoder that owns one of each.
 //!
 //! A tower's sizes come from its configuration and its weights from any
-//! [`TensorSource`](crate::weights::TensorSource). On the CPU it runs on the kernels of
+//! [`TensorSource`]. On the CPU it runs on the kernels of
 //! [`crate::kernels`]; on every other device, and wherever [`Engine::Burn`] is asked for, as a Burn module.
 //! Both compute the same, and both leave out what the embedding does not depend on:
 //!

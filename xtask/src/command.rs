@@ -1,9 +1,9 @@
 //! Running other programs.
 
 use std::ffi::OsStr;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::{env, thread};
 
 use crate::counts::Counts;
@@ -71,9 +71,9 @@ pub fn run_tests(command: &mut Command) -> (Counts, Result<(), String>) {
     announce(command);
     match pass_on(command) {
         Err(error) => (Counts::default(), Err(cannot_run(command, &error))),
-        Ok((counts, true)) if counts == Counts::default() => (counts, Err("it reported no test".into())),
-        Ok((counts, true)) => (counts, Ok(())),
-        Ok((counts, false)) => (counts, Err(format!("{} tests failed", counts.failed))),
+        Ok((counts, status)) if !status.success() => (counts, Err(status.to_string())),
+        Ok((counts, _)) if counts == Counts::default() => (counts, Err("it reported no test".into())),
+        Ok((counts, _)) => (counts, Ok(())),
     }
 }
 
@@ -85,8 +85,8 @@ fn cannot_run(command: &Command, error: &io::Error) -> String {
     format!("'{}' could not be run: {error}", shown(command))
 }
 
-/// Runs the command, prints what it prints, and says what it reported and whether it succeeded.
-fn pass_on(command: &mut Command) -> io::Result<(Counts, bool)> {
+/// Runs the command, prints what it prints, and says what it reported and how it ended.
+fn pass_on(command: &mut Command) -> io::Result<(Counts, ExitStatus)> {
     if io::stderr().is_terminal()
         && env::var_os("CARGO_TERM_COLOR").is_none()
         && env::var_os("NO_COLOR").is_none()
@@ -97,26 +97,26 @@ fn pass_on(command: &mut Command) -> io::Result<(Counts, bool)> {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let counts = thread::scope(|scope| {
-        let errors = scope.spawn(|| count_lines(stderr, io::stderr()));
-        let counts = count_lines(stdout, io::stdout())?;
+        let errors = scope.spawn(|| count_lines(stderr, |line| eprint!("{line}")));
+        let counts = count_lines(stdout, |line| print!("{line}"))?;
         let errors = errors
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         io::Result::Ok(counts + errors)
     })?;
-    Ok((counts, child.wait()?.success()))
+    Ok((counts, child.wait()?))
 }
 
-/// Copies what there is to read, line by line, and adds up the tests that it reports.
-fn count_lines(from: Option<impl Read>, mut to: impl Write) -> io::Result<Counts> {
+/// Hands on what there is to read, line by line, and adds up the tests that it reports.
+fn count_lines(from: Option<impl Read>, to: impl Fn(&str)) -> io::Result<Counts> {
     let mut counts = Counts::default();
     let Some(from) = from else { return Ok(counts) };
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
     while from.read_until(b'\n', &mut line)? > 0 {
-        to.write_all(&line)?;
-        to.flush()?;
-        counts = counts + Counts::of_line(&String::from_utf8_lossy(&line)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&line);
+        to(&text);
+        counts = counts + Counts::of_line(&text).unwrap_or_default();
         line.clear();
     }
     Ok(counts)
@@ -161,6 +161,6 @@ mod tests {
         let line = "test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out";
         let (counts, result) = run_tests(&mut program("sh", &["-c", &format!("echo '{line}'; exit 101")]));
         assert_eq!(counts.to_string(), "2 passed, 3 failed, 0 skipped");
-        assert_eq!(result, Err("3 tests failed".into()));
+        assert_eq!(result, Err("exit status: 101".into()));
     }
 }
