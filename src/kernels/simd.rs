@@ -29,6 +29,8 @@ pub(super) trait Simd: Copy {
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// x * 2^n, for n that holds an integer between -126 and 127.
     unsafe fn scale_by_power_of_two(x: Self::V, n: Self::V) -> Self::V;
+    /// Asks for two registers' worth of memory that will be read soon; any address will do.
+    unsafe fn prefetch(p: *const f32);
     unsafe fn sum(v: Self::V) -> f32;
     unsafe fn largest(v: Self::V) -> f32;
 }
@@ -171,6 +173,8 @@ impl Simd for Portable {
         zip(x, n, |x, n| x * f32::from_bits(((n as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
+    #[inline(always)]
     unsafe fn sum(v: Self::V) -> f32 {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
@@ -246,6 +250,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn scale_by_power_of_two(x: __m512, n: __m512) -> __m512 {
             unsafe { _mm512_scalef_ps(x, n) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(p: *const f32) {
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(p.cast());
+                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(16).cast());
+            }
         }
         #[inline(always)]
         unsafe fn sum(v: __m512) -> f32 {
@@ -326,6 +337,10 @@ mod x86 {
                 let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
                 _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
             }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(p: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
         unsafe fn sum(v: __m256) -> f32 {
