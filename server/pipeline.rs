@@ -174,7 +174,7 @@ fn prepare_batches(
         let prepared = batch.map(|batch| prepare(model, batch, &preprocessor, times));
         let (prepared, error) = match prepared {
             Ok(mut prepared) if options.on_error == OnError::Stop && !prepared.skipped.is_empty() => {
-                // The rows before the first bad one are still good.
+                // The run ends here: the batches before this one are done, this one is not begun.
                 let first = prepared.skipped.remove(0);
                 (None, Some(anyhow!("line {}: {}", first.line, first.reason)))
             }

@@ -22,3 +22,8 @@ pub mod weights;
 
 pub use config::*;
 pub use error::{Error, Result};
+
+/// Compiles and runs the README's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

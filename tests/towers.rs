@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use burn::tensor::Device;
 use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
 use ernie_vil::towers::{Engine, ImageTower, Step, TextTower};
-use ernie_vil::weights::{Checkpoint, text_config_from_original, vision_config_from_original};
-use ernie_vil::{ErnieConfig, VitConfig};
+use ernie_vil::weights::{Checkpoint, RandomWeights, text_config_from_original, vision_config_from_original};
+use ernie_vil::{Activation, ErnieConfig, VitConfig};
 use safetensors::SafeTensors;
 
 const MODELS: [&str; 3] = ["tiny", "mid", "variant"];
@@ -355,4 +355,92 @@ fn tensors_in_and_out() {
     );
     let out = text.forward(&[&[1, 5, 2], &[1, 2]]).unwrap();
     assert_eq!(out.dims(), [2, 32]);
+}
+
+/// Sizes that nothing recorded has: odd widths, one head, sentence and task types, one block and more.
+#[test]
+fn both_engines_agree_on_other_structures() {
+    let vit = |image_size, patch_size, width, depth, heads, mlp_width| VitConfig {
+        image_size,
+        patch_size,
+        width,
+        depth,
+        heads,
+        mlp_width,
+        epsilon: 1e-6,
+    };
+    let ernie = |width, depth, heads, query_head_width, value_head_width, activation, types| ErnieConfig {
+        vocab_size: 97,
+        max_positions: 40,
+        width,
+        depth,
+        heads,
+        query_head_width,
+        value_head_width,
+        mlp_width: width * 3 + 1,
+        activation,
+        epsilon: 1e-5,
+        sentence_types: types,
+        task_types: types,
+    };
+    let structures = [
+        (
+            vit(96, 12, 130, 3, 2, 517),
+            ernie(130, 3, 2, 65, 65, Activation::Gelu, Some(4)),
+        ),
+        (
+            vit(8, 8, 5, 1, 5, 1),
+            ernie(7, 1, 1, 3, 50, Activation::Relu, None),
+        ),
+        (
+            vit(30, 5, 36, 2, 1, 40),
+            ernie(33, 2, 3, 1, 1, Activation::Gelu, Some(1)),
+        ),
+    ];
+    let captions: Vec<Vec<u32>> = (1..40)
+        .map(|n| (0..n).map(|i| 1 + (n * 31 + i * 7) % 96).collect())
+        .collect();
+    for (image_config, text_config) in structures {
+        let weights = RandomWeights::new(&image_config, &text_config, 5);
+        let [images, texts] = [0, 1].map(|side| {
+            ENGINES.map(|engine| {
+                let device = Device::flex();
+                if side == 1 {
+                    let text = TextTower::load(&weights, &text_config, &device, engine).unwrap();
+                    return text.embed_raw(&slices(&captions)).unwrap();
+                }
+                let image = ImageTower::load(&weights, &image_config, &device, engine).unwrap();
+                let pixels: Vec<f32> = (0..5 * image.image_values())
+                    .map(|i| (i % 17) as f32 / 8.0 - 1.0)
+                    .collect();
+                image.embed_raw(&pixels).unwrap()
+            })
+        });
+        for [host, burn] in [images, texts] {
+            assert!(host.iter().any(|&x| x.abs() > 0.01));
+            for (a, b) in host.iter().zip(&burn) {
+                assert!(
+                    (a - b).abs() < 2e-5,
+                    "{a} and {b} for {image_config:?}, {text_config:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn missing_weights_are_all_listed() {
+    let (image, text) = configs("tiny");
+    let deeper = VitConfig {
+        depth: 4,
+        ..image.clone()
+    };
+    let weights = RandomWeights::new(&image, &text, 1);
+    let error = ImageTower::load(&weights, &deeper, &Device::flex(), Engine::Auto)
+        .err()
+        .unwrap()
+        .to_string();
+    for name in ["visual.blocks.2.attn.qkv.weight", "visual.blocks.3.norm1.bias"] {
+        assert!(error.contains(name), "{error}");
+    }
 }
