@@ -101,7 +101,7 @@ fn random_config(structure: Structure) -> ModelConfig {
 
 fn load(args: &cli::Bench, config: ModelConfig, image: bool, text: bool) -> Result<DualEncoder> {
     if let Some(folder) = &args.model.model {
-        return Ok(Model::load(Some(folder), Towers { image, text }, args.device.device, true)?.encoder);
+        return Ok(Model::open(folder, Towers { image, text }, args.device.device)?.encoder);
     }
     let weights = RandomWeights::new(&config.image, &config.text, 1);
     let engine = match args.device.device {
@@ -125,7 +125,7 @@ fn cold_start(folder: &Path, args: &cli::Bench) -> Result<()> {
         image: false,
         text: true,
     };
-    let model = Model::load(Some(folder), towers, args.device.device, true)?;
+    let model = Model::open(folder, towers, args.device.device)?;
     let ids = model.encode("雪地里的红色汽车")?;
     let loaded = start.elapsed();
     let vector = model.embed_captions(&[&ids])?;

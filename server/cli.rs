@@ -306,10 +306,16 @@ pub struct Search {
     #[arg(long, env = "ERNIE_VIL_IMAGES", value_name = "FOLDER")]
     pub images: PathBuf,
     /// What to look for; may be given several times
-    #[arg(long, short, value_name = "TEXT", required_unless_present = "image")]
+    #[arg(
+        long,
+        short,
+        env = "ERNIE_VIL_TEXT",
+        value_name = "TEXT",
+        required_unless_present = "image"
+    )]
     pub text: Vec<String>,
     /// A picture to find similar ones of; may be given several times
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "ERNIE_VIL_IMAGE", value_name = "FILE")]
     pub image: Vec<PathBuf>,
     /// How many pictures to show
     #[arg(
@@ -366,14 +372,14 @@ pub struct Bench {
         conflicts_with = "model"
     )]
     pub structure: Structure,
-    /// Measure only this stage; may be given several times
-    #[arg(long, value_enum)]
+    /// Measure only these stages; may be given several times or with commas between
+    #[arg(long, env = "ERNIE_VIL_ONLY", value_enum, value_delimiter = ',')]
     pub only: Vec<Stage>,
     /// Repetitions, of which the median and the fastest are shown
     #[arg(long, env = "ERNIE_VIL_REPEAT", default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
     /// Only measure how long it takes to load the text tower of --model and embed one caption
-    #[arg(long, requires = "model")]
+    #[arg(long, env = "ERNIE_VIL_COLD_START", requires = "model", value_parser = clap::builder::FalseyValueParser::new())]
     pub cold_start: bool,
     /// Print JSON
     #[arg(long, env = "ERNIE_VIL_JSON", value_parser = clap::builder::FalseyValueParser::new())]

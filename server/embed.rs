@@ -14,7 +14,7 @@ use ernie_vil::{ModelConfig, Preprocessing};
 use crate::atomic_file::{AtomicFile, beside};
 use crate::cli::{self, OnError, VectorFormat};
 use crate::convert;
-use crate::model::{self, Model, Towers};
+use crate::model::{self, Model};
 use crate::pipeline::{self, Options, Times};
 use crate::progress::{Progress, Unit};
 use crate::run_config::RunConfig;
@@ -40,12 +40,7 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
             )
         }
         None => {
-            let model = Model::load(
-                args.model.model.as_deref(),
-                Towers::BOTH,
-                args.device.device,
-                global.quiet,
-            )?;
+            let model = Model::load(&args.model, &args.device, global)?;
             let (Some(input), Some(output)) = (args.input.clone(), args.output.clone()) else {
                 bail!("--input and --output are needed where there is no --config");
             };

@@ -10,18 +10,13 @@ use ernie_vil::recall::{self, Report};
 use ernie_vil::vectors::Embeddings;
 
 use crate::cli;
-use crate::model::{Model, Towers};
+use crate::model::Model;
 use crate::pipeline::{self, Options, Times};
 use crate::progress::{Progress, Unit};
 use crate::{builtin, score};
 
 pub fn run(args: &cli::Eval, global: &cli::Global) -> Result<()> {
-    let model = Model::load(
-        args.model.model.as_deref(),
-        Towers::BOTH,
-        args.device.device,
-        global.quiet,
-    )?;
+    let model = Model::load(&args.model, &args.device, global)?;
     let progress = Progress::new("evaluating", Unit::Items("pairs"), global.quiet);
     match &args.input {
         Some(path) => {

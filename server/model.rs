@@ -48,20 +48,22 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a model folder, or the recorded model where there is none, of which it says so unless `quiet`.
-    pub fn load(folder: Option<&Path>, towers: Towers, device: cli::Device, quiet: bool) -> Result<Self> {
-        match folder {
-            Some(folder) => Self::open(folder, towers, device),
+    /// Loads both towers of the model that the command line names, or the recorded model where it names none,
+    /// of which it says so.
+    pub fn load(model: &cli::ModelArg, device: &cli::DeviceArgs, global: &cli::Global) -> Result<Self> {
+        match &model.model {
+            Some(folder) => Self::open(folder, Towers::BOTH, device.device),
             None => {
-                if !quiet {
+                if !global.quiet {
                     eprintln!("{}", builtin::NOTICE);
                 }
-                builtin::model(device)
+                builtin::model(device.device)
             }
         }
     }
 
-    fn open(folder: &Path, towers: Towers, device: cli::Device) -> Result<Self> {
+    /// Loads a model folder.
+    pub fn open(folder: &Path, towers: Towers, device: cli::Device) -> Result<Self> {
         let config = read_config(folder)?;
         check_sizes(folder, &read_manifest(folder)?)?;
         let path = folder.join(VOCAB);

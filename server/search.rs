@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::atomic_file::AtomicFile;
 use crate::cli;
-use crate::model::{self, Model, Towers};
+use crate::model::{self, Model};
 use crate::progress::{Progress, Unit};
 
 /// Pictures that go through the image tower together.
@@ -25,12 +25,7 @@ const EXTENSIONS: [&str; 10] = [
 
 pub fn run(args: &cli::Search, global: &cli::Global) -> Result<()> {
     ensure!(args.images.is_dir(), "{} is no folder", args.images.display());
-    let model = Model::load(
-        args.model.model.as_deref(),
-        Towers::BOTH,
-        args.device.device,
-        global.quiet,
-    )?;
+    let model = Model::load(&args.model, &args.device, global)?;
     let (text_width, image_width) = (model.config().text.width, model.config().image.width);
     ensure!(
         args.text.is_empty() || text_width == image_width,

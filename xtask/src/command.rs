@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::{env, thread};
 
-use crate::counts::Counts;
+use crate::counts::{Counts, Reader};
 
 /// The repository's folder, in which every program runs.
 pub fn root() -> PathBuf {
@@ -67,9 +67,9 @@ pub fn run(command: &mut Command) -> Result<(), String> {
 }
 
 /// Shows a command that runs tests and runs it, and counts the tests that it reports.
-pub fn run_tests(command: &mut Command) -> (Counts, Result<(), String>) {
+pub fn run_tests(command: &mut Command, reader: Reader) -> (Counts, Result<(), String>) {
     announce(command);
-    match pass_on(command) {
+    match pass_on(command, reader) {
         Err(error) => (Counts::default(), Err(cannot_run(command, &error))),
         Ok((counts, status)) if !status.success() => (counts, Err(status.to_string())),
         Ok((counts, _)) if counts == Counts::default() => (counts, Err("it reported no test".into())),
@@ -86,7 +86,7 @@ fn cannot_run(command: &Command, error: &io::Error) -> String {
 }
 
 /// Runs the command, prints what it prints, and says what it reported and how it ended.
-fn pass_on(command: &mut Command) -> io::Result<(Counts, ExitStatus)> {
+fn pass_on(command: &mut Command, reader: Reader) -> io::Result<(Counts, ExitStatus)> {
     if io::stderr().is_terminal()
         && env::var_os("CARGO_TERM_COLOR").is_none()
         && env::var_os("NO_COLOR").is_none()
@@ -97,8 +97,8 @@ fn pass_on(command: &mut Command) -> io::Result<(Counts, ExitStatus)> {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let counts = thread::scope(|scope| {
-        let errors = scope.spawn(|| count_lines(stderr, |line| eprint!("{line}")));
-        let counts = count_lines(stdout, |line| print!("{line}"))?;
+        let errors = scope.spawn(|| count_lines(stderr, reader, |line| eprint!("{line}")));
+        let counts = count_lines(stdout, reader, |line| print!("{line}"))?;
         let errors = errors
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -108,7 +108,7 @@ fn pass_on(command: &mut Command) -> io::Result<(Counts, ExitStatus)> {
 }
 
 /// Hands on what there is to read, line by line, and adds up the tests that it reports.
-fn count_lines(from: Option<impl Read>, to: impl Fn(&str)) -> io::Result<Counts> {
+fn count_lines(from: Option<impl Read>, reader: Reader, to: impl Fn(&str)) -> io::Result<Counts> {
     let mut counts = Counts::default();
     let Some(from) = from else { return Ok(counts) };
     let mut from = BufReader::new(from);
@@ -116,7 +116,7 @@ fn count_lines(from: Option<impl Read>, to: impl Fn(&str)) -> io::Result<Counts>
     while from.read_until(b'\n', &mut line)? > 0 {
         let text = String::from_utf8_lossy(&line);
         to(&text);
-        counts = counts + Counts::of_line(&text).unwrap_or_default();
+        counts = counts + reader(&text).unwrap_or_default();
         line.clear();
     }
     Ok(counts)
@@ -125,6 +125,7 @@ fn count_lines(from: Option<impl Read>, to: impl Fn(&str)) -> io::Result<Counts>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::counts::of_cargo_test;
 
     #[test]
     fn a_command_is_shown_as_one_would_type_it() {
@@ -137,7 +138,7 @@ mod tests {
     fn a_program_that_cannot_run_is_an_error() {
         let mut missing = program("no-such-program-at-all", &[]);
         assert!(run(&mut missing).unwrap_err().contains("no-such-program-at-all"));
-        assert!(run_tests(&mut missing).1.is_err());
+        assert!(run_tests(&mut missing, of_cargo_test).1.is_err());
         assert!(!succeeds(missing));
     }
 
@@ -145,21 +146,24 @@ mod tests {
     fn tests_are_counted_on_both_outputs() {
         let line = "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out";
         let script = format!("echo '{line}'; echo '{line}' >&2; printf 'no line end'");
-        let (counts, result) = run_tests(&mut program("sh", &["-c", &script]));
+        let (counts, result) = run_tests(&mut program("sh", &["-c", &script]), of_cargo_test);
         assert_eq!(counts.to_string(), "4 passed, 0 failed, 2 skipped");
         assert_eq!(result, Ok(()));
     }
 
     #[test]
     fn success_without_a_test_is_none() {
-        let (_, result) = run_tests(&mut program("sh", &["-c", "echo done"]));
+        let (_, result) = run_tests(&mut program("sh", &["-c", "echo done"]), of_cargo_test);
         assert_eq!(result, Err("it reported no test".into()));
     }
 
     #[test]
     fn failed_tests_are_counted() {
         let line = "test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out";
-        let (counts, result) = run_tests(&mut program("sh", &["-c", &format!("echo '{line}'; exit 101")]));
+        let (counts, result) = run_tests(
+            &mut program("sh", &["-c", &format!("echo '{line}'; exit 101")]),
+            of_cargo_test,
+        );
         assert_eq!(counts.to_string(), "2 passed, 3 failed, 0 skipped");
         assert_eq!(result, Err("exit status: 101".into()));
     }

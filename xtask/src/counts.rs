@@ -14,35 +14,47 @@ pub struct Counts {
     pub skipped: u64,
 }
 
-impl Counts {
-    /// The counts in a closing line of cargo-nextest (`Summary [0.1s] 3 tests run: 3 passed, ...`) or
-    /// of `cargo test` (`test result: ok. 3 passed; ...`); `None` for another line.
-    pub fn of_line(line: &str) -> Option<Self> {
-        let line = plain(line);
-        let line = line.trim();
-        let report = if line.starts_with("Summary [") {
-            line.split_once(" run: ")?.1
-        } else {
-            line.strip_prefix("test result: ")?.split_once(". ")?.1
+/// Finds the counts in a line that a test runner printed.
+pub type Reader = fn(&str) -> Option<Counts>;
+
+/// The closing line of cargo-nextest: `Summary [0.1s] 3 tests run: 3 passed, ...`.
+///
+/// Not that of the test program under it, which is shown where a test failed.
+pub fn of_nextest(line: &str) -> Option<Counts> {
+    let line = plain(line);
+    let report = line
+        .trim_start()
+        .strip_prefix("Summary [")?
+        .split_once(" run: ")?
+        .1;
+    Some(counts(report))
+}
+
+/// The closing line of a test program under `cargo test`: `test result: ok. 3 passed; ...`.
+pub fn of_cargo_test(line: &str) -> Option<Counts> {
+    let line = plain(line);
+    let report = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+    Some(counts(report))
+}
+
+fn counts(report: &str) -> Counts {
+    let mut counts = Counts::default();
+    for part in report.split([',', ';']) {
+        let Some((number, outcome)) = part.trim().split_once(' ') else {
+            continue;
         };
-        let mut counts = Self::default();
-        for part in report.split([',', ';']) {
-            let Some((number, outcome)) = part.trim().split_once(' ') else {
-                continue;
-            };
-            let Ok(number) = number.parse::<u64>() else {
-                continue;
-            };
-            match outcome.trim() {
-                "passed" => counts.passed += number,
-                "skipped" | "ignored" | "filtered out" => counts.skipped += number,
-                "measured" => {}
-                // Nextest has several words for it: failed, exec failed, timed out.
-                _ => counts.failed += number,
-            }
+        let Ok(number) = number.parse::<u64>() else {
+            continue;
+        };
+        match outcome.trim() {
+            "passed" => counts.passed += number,
+            "skipped" | "ignored" | "filtered out" => counts.skipped += number,
+            "measured" => {}
+            // Nextest has several words for it: failed, exec failed, timed out.
+            _ => counts.failed += number,
         }
-        Some(counts)
     }
+    counts
 }
 
 impl Add for Counts {
@@ -87,24 +99,29 @@ fn plain(line: &str) -> String {
 mod tests {
     use super::*;
 
-    fn counted(line: &str) -> String {
-        Counts::of_line(line).map_or("none".into(), |counts| counts.to_string())
+    fn counted(reader: Reader, line: &str) -> String {
+        reader(line).map_or("none".into(), |counts| counts.to_string())
     }
 
     #[test]
     fn nextest() {
         assert_eq!(
-            counted("     Summary [   0.123s] 12 tests run: 12 passed, 0 skipped\n"),
+            counted(
+                of_nextest,
+                "     Summary [   0.123s] 12 tests run: 12 passed, 0 skipped\n"
+            ),
             "12 passed, 0 failed, 0 skipped"
         );
         assert_eq!(
             counted(
+                of_nextest,
                 "Summary [  31.0s] 7/9 tests run: 3 passed (1 slow, 1 flaky), 2 failed, 1 timed out, 1 exec failed, 4 skipped"
             ),
             "3 passed, 4 failed, 4 skipped"
         );
         assert_eq!(
             counted(
+                of_nextest,
                 "\x1b[32;1m     Summary\x1b[0m [   0.001s] \x1b[1m1\x1b[0m test run: \x1b[1m1\x1b[0m \x1b[32;1mpassed\x1b[0m, \x1b[1m0\x1b[0m \x1b[33;1mskipped\x1b[0m\n"
             ),
             "1 passed, 0 failed, 0 skipped"
@@ -115,12 +132,14 @@ mod tests {
     fn cargo_test() {
         assert_eq!(
             counted(
+                of_cargo_test,
                 "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s\n"
             ),
             "3 passed, 0 failed, 3 skipped"
         );
         assert_eq!(
             counted(
+                of_cargo_test,
                 "test result: \x1b[31mFAILED\x1b[0m. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s"
             ),
             "3 passed, 2 failed, 0 skipped"
@@ -129,14 +148,22 @@ mod tests {
 
     #[test]
     fn other_lines() {
-        for line in [
+        let lines = [
             "",
             "running 3 tests",
             "test result",
             "all doctests ran in 0.54s; 3 passed",
             "Summary of 3 passed",
-        ] {
-            assert_eq!(counted(line), "none", "{line}");
+        ];
+        for line in lines {
+            assert_eq!(counted(of_nextest, line), "none", "{line}");
+            assert_eq!(counted(of_cargo_test, line), "none", "{line}");
         }
+    }
+
+    #[test]
+    fn what_a_failed_test_printed_under_nextest() {
+        let line = "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 8 filtered out";
+        assert_eq!(counted(of_nextest, line), "none");
     }
 }

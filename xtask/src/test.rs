@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::Failure;
 use crate::command::{cargo, program, run as run_command, run_tests, shown, succeeds};
-use crate::counts::Counts;
+use crate::counts::{Counts, Reader, of_cargo_test, of_nextest};
 
 /// The target of the browser and of other hosts of WebAssembly.
 const WASM: &str = "wasm32-unknown-unknown";
@@ -25,7 +25,7 @@ enum Action {
     /// Has to succeed.
     Run(Command),
     /// Has to succeed and to report tests.
-    Test(Command),
+    Test(Command, Reader),
     /// Cannot be run here, for this reason.
     Skip(String),
 }
@@ -127,15 +127,13 @@ fn steps(tools: &Tools) -> Vec<Step> {
     let mut documentation = cargo(&["doc", "--no-deps", "--lib", "--release"]);
     documentation.env("RUSTDOCFLAGS", "-D warnings");
     let tests = if tools.nextest {
-        cargo(&["nextest", "run", "--workspace", "--release", "--no-fail-fast"])
+        let command = cargo(&["nextest", "run", "--workspace", "--release", "--no-fail-fast"]);
+        Action::Test(command, of_nextest)
     } else {
-        let targets = ["--lib", "--bins", "--tests", "--examples"];
-        let arguments = [
-            &["test", "--workspace", "--release", "--no-fail-fast"][..],
-            &targets,
-        ]
-        .concat();
-        cargo(&arguments)
+        // All that nextest runs: the examples in the documentation are a step of their own.
+        let mut command = cargo(&["test", "--workspace", "--release", "--no-fail-fast"]);
+        command.args(["--lib", "--bins", "--tests", "--examples"]);
+        Action::Test(command, of_cargo_test)
     };
     let wasm = if tools.wasm {
         Action::Run(cargo(&[
@@ -178,10 +176,13 @@ fn steps(tools: &Tools) -> Vec<Step> {
             ])),
         ),
         step("documentation", Action::Run(documentation)),
-        step("tests", Action::Test(tests)),
+        step("tests", tests),
         step(
             "examples in the documentation",
-            Action::Test(cargo(&["test", "--doc", "--release", "--no-fail-fast"])),
+            Action::Test(
+                cargo(&["test", "--doc", "--release", "--no-fail-fast"]),
+                of_cargo_test,
+            ),
         ),
         step("library for WebAssembly", wasm),
     ]
@@ -190,7 +191,7 @@ fn steps(tools: &Tools) -> Vec<Step> {
 impl Action {
     fn shown(&self) -> String {
         match self {
-            Self::Run(command) | Self::Test(command) => shown(command),
+            Self::Run(command) | Self::Test(command, _) => shown(command),
             Self::Skip(reason) => format!("skipped, as {reason}"),
         }
     }
@@ -200,8 +201,8 @@ impl Action {
         let result = match self {
             Self::Skip(reason) => return Outcome::Skipped(reason),
             Self::Run(mut command) => run_command(&mut command),
-            Self::Test(mut command) => {
-                let (found, result) = run_tests(&mut command);
+            Self::Test(mut command, reader) => {
+                let (found, result) = run_tests(&mut command, reader);
                 *counts = *counts + found;
                 result
             }
@@ -278,7 +279,10 @@ mod tests {
     fn a_failed_step_fails_and_keeps_its_counts() {
         let mut counts = Counts::default();
         let line = "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out";
-        let action = Action::Test(program("sh", &["-c", &format!("echo '{line}'; exit 1")]));
+        let action = Action::Test(
+            program("sh", &["-c", &format!("echo '{line}'; exit 1")]),
+            of_cargo_test,
+        );
         assert!(matches!(action.run(&mut counts), Outcome::Failed(_, reason) if reason == "exit status: 1"));
         assert_eq!((counts.passed, counts.failed), (2, 1));
         let action = Action::Run(program("sh", &["-c", "exit 3"]));
