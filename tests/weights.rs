@@ -9,7 +9,7 @@ use ernie_vil::weights::{
     check, convert, image_tensors, infer_vision_config, text_config_from_original, text_tensors,
     vision_config_from_original, write_safetensors,
 };
-use ernie_vil::{Activation, ErnieConfig, Error, Result, VitConfig};
+use ernie_vil::{Activation, ErnieConfig, Error, ModelConfig, Preprocessing, Result, VitConfig};
 use half::f16;
 use proptest::prelude::*;
 
@@ -1407,5 +1407,32 @@ proptest! {
         let _ = text_config_from_original(json.as_bytes());
         let _ = vision_config_from_original(json.as_bytes());
         let _ = Manifest::from_json(json.as_bytes());
+        let _ = ModelConfig::from_json(json.as_bytes());
+    }
+
+    #[test]
+    fn changed_model_configurations_are_refused_or_hold_together(
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let config = ModelConfig {
+            format: ModelConfig::FORMAT,
+            name: "one".into(),
+            published: None,
+            image: VitConfig::base(),
+            text: ErnieConfig::base(),
+            preprocessing: Preprocessing::Original,
+            max_text_tokens: 48,
+            fingerprint: "0".repeat(64),
+            sources: Vec::new(),
+        };
+        let mut json = config.to_json().into_bytes();
+        prop_assert_eq!(ModelConfig::from_json(&json).unwrap(), config);
+        let at = at.index(json.len());
+        json[at] = byte;
+        if let Ok(read) = ModelConfig::from_json(&json) {
+            prop_assert!(read.image.tokens() > 1 && read.image.width % read.image.heads == 0);
+            prop_assert!(read.max_text_tokens <= read.text.max_positions);
+        }
     }
 }
