@@ -10,7 +10,10 @@ mod fuzz;
 /// Longer files take longer and show no more.
 const LONGEST: usize = 64 << 10;
 
-const TARGETS: [(&str, fn(&[u8])); 11] = [
+/// A target's name and what it does with an input.
+type Target = (&'static str, fn(&[u8]));
+
+const TARGETS: [Target; 11] = [
     ("base64", fuzz::base64),
     ("caption", fuzz::caption),
     ("config", fuzz::config),
