@@ -4,12 +4,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use burn::tensor::Device;
 use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
 use ernie_vil::kernels::InstructionSet;
 use ernie_vil::pairs::PairReader;
 use ernie_vil::recall;
-use ernie_vil::towers::{DualEncoder, Engine};
+use ernie_vil::towers::DualEncoder;
 use ernie_vil::vectors::Embeddings;
 use ernie_vil::weights::RandomWeights;
 use ernie_vil::{ErnieConfig, ModelConfig, Preprocessing, VitConfig};
@@ -17,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::builtin;
 use crate::cli::{self, Stage, Structure};
-use crate::model::{Model, Towers};
+use crate::model::{self, Model, Towers};
 
 /// Rows of the score matrix.
 const SCORED: usize = 5_000;
@@ -39,7 +38,7 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
         "device": format!("{:?}", args.device.device).to_lowercase(),
     });
     let config = match &args.model.model {
-        Some(folder) => crate::model::read_config(folder)?,
+        Some(folder) => model::read_config(folder)?,
         None => random_config(args.structure),
     };
     report["model"] = json!(config.name);
@@ -104,18 +103,9 @@ fn load(args: &cli::Bench, config: ModelConfig, image: bool, text: bool) -> Resu
         return Ok(Model::open(folder, Towers { image, text }, args.device.device)?.encoder);
     }
     let weights = RandomWeights::new(&config.image, &config.text, 1);
-    let engine = match args.device.device {
-        cli::Device::Cpu => Engine::Auto,
-        cli::Device::Flex => Engine::Burn,
-    };
     let source: &dyn ernie_vil::weights::TensorSource = &weights;
-    Ok(DualEncoder::load(
-        config,
-        image.then_some(source),
-        text.then_some(source),
-        &Device::flex(),
-        engine,
-    )?)
+    let (image, text) = (image.then_some(source), text.then_some(source));
+    Ok(model::encoder(config, image, text, args.device.device)?)
 }
 
 /// From nothing to one caption's vector: what a program that was just started takes.

@@ -80,7 +80,7 @@ impl Conversion<'_> {
         let [(weights, weights_name), (vocab, vocab_name)] = &self.sources;
         let output = &self.target.output;
         Self::check_target(self.target)?;
-        let vocab_bytes = model::read(vocab, 64 << 20)?;
+        let vocab_bytes = model::read(vocab, model::LARGEST_VOCAB)?;
         model::tokenizer(&vocab_bytes, &self.text).with_context(|| vocab.display().to_string())?;
 
         let mapped = model::map(weights)?;
@@ -254,11 +254,13 @@ pub fn source(path: &Path, name: &str) -> Result<ModelSource> {
 }
 
 pub fn text_config(path: &Path) -> Result<ErnieConfig> {
-    text_config_from_original(&model::read(path, 1 << 20)?).with_context(|| path.display().to_string())
+    text_config_from_original(&model::read(path, model::LARGEST_CONFIG)?)
+        .with_context(|| path.display().to_string())
 }
 
 pub fn image_config(path: &Path) -> Result<VitConfig> {
-    vision_config_from_original(&model::read(path, 1 << 20)?).with_context(|| path.display().to_string())
+    vision_config_from_original(&model::read(path, model::LARGEST_CONFIG)?)
+        .with_context(|| path.display().to_string())
 }
 
 fn file_name(path: &Path) -> String {

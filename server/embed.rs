@@ -23,7 +23,7 @@ use crate::spool::{Job, Spool};
 pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
     let (model, input, output, batch_size) = match &args.config {
         Some(path) => {
-            let yaml = model::read(path, 1 << 20)?;
+            let yaml = model::read(path, model::LARGEST_CONFIG)?;
             let yaml = String::from_utf8(yaml).with_context(|| path.display().to_string())?;
             let config = RunConfig::from_yaml(&yaml, &path.display().to_string())?;
             if !global.quiet {
@@ -66,7 +66,7 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
 /// The model that a run configuration of the original describes.
 fn configured(config: &RunConfig, device: cli::Device) -> Result<Model> {
     let specials = [config.pad_token, config.cls_token, config.sep_token];
-    let vocab = model::read(&config.vocab_file, 64 << 20)?;
+    let vocab = model::read(&config.vocab_file, model::LARGEST_VOCAB)?;
     let weights = model::map(&config.init_from_params)?;
     let checkpoint =
         Checkpoint::parse(&weights).with_context(|| config.init_from_params.display().to_string())?;

@@ -9,6 +9,7 @@ use crate::atomic_file::beside;
 use crate::cli::{self, Release};
 use crate::convert::{self, Conversion};
 use crate::download::Download;
+use crate::model;
 use crate::progress::{Progress, Unit};
 
 pub fn run(args: &cli::Download, global: &cli::Global) -> Result<()> {
@@ -29,7 +30,7 @@ pub fn run(args: &cli::Download, global: &cli::Global) -> Result<()> {
     // Both stay here until the folder is made, so that a run that breaks off anywhere goes on there.
     let folder = beside(&args.target.output, ".download");
     let mut vocab = Download::new(&args.vocab_url, folder.join("vocab.txt"));
-    vocab.max_bytes = 64 << 20;
+    vocab.max_bytes = model::LARGEST_VOCAB;
     vocab.check_start = looks_like_vocabulary;
     let url = format!("{}/{file}", args.base_url.trim_end_matches('/'));
     let mut weights = Download::new(url, folder.join(file));

@@ -23,9 +23,9 @@ pub const TEXT: &str = "text.safetensors";
 pub const MANIFEST: &str = "manifest.json";
 
 /// A configuration or manifest larger than this is none.
-const LARGEST_JSON: u64 = 1 << 20;
+pub const LARGEST_CONFIG: u64 = 1 << 20;
 /// So is a larger vocabulary; the published one has 416 kB.
-const LARGEST_VOCAB: u64 = 64 << 20;
+pub const LARGEST_VOCAB: u64 = 64 << 20;
 
 /// Which towers a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +143,8 @@ impl Model {
     }
 }
 
-fn encoder(
+/// Loads the towers for which there is a source, with the engine that the device stands for.
+pub fn encoder(
     config: ModelConfig,
     image: Option<&dyn TensorSource>,
     text: Option<&dyn TensorSource>,
@@ -170,7 +171,7 @@ pub fn tokenizer(vocab: &[u8], text: &ErnieConfig) -> Result<Tokenizer> {
 
 pub fn read_config(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join(CONFIG);
-    let json = read(&path, LARGEST_JSON).with_context(|| {
+    let json = read(&path, LARGEST_CONFIG).with_context(|| {
         format!(
             "{} is not a model folder (`ernie-vil convert` makes one)",
             folder.display()
@@ -181,7 +182,7 @@ pub fn read_config(folder: &Path) -> Result<ModelConfig> {
 
 pub fn read_manifest(folder: &Path) -> Result<Manifest> {
     let path = folder.join(MANIFEST);
-    Manifest::from_json(&read(&path, LARGEST_JSON)?).with_context(|| path.display().to_string())
+    Manifest::from_json(&read(&path, LARGEST_CONFIG)?).with_context(|| path.display().to_string())
 }
 
 /// Checks every file's size, which tells a broken copy at no cost; `info --verify` compares the sums.

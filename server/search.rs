@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
-use ernie_vil::image::{Limits, Preprocessor, decode};
+use ernie_vil::image::{Limits, Preprocessor};
 use ernie_vil::index::EmbeddingIndex;
 use rayon::prelude::*;
 use serde_json::json;
@@ -44,8 +44,9 @@ pub fn run(args: &cli::Search, global: &cli::Global) -> Result<()> {
         queries.push((text.clone(), model.embed_captions(&[&model.encode(text)?])?));
     }
     for path in &args.image {
-        let mut pixels = vec![0.0; Preprocessor::new(model.config().image.image_size).values()];
-        preprocess(&model, path, &mut pixels)?;
+        let preprocessor = Preprocessor::new(model.config().image.image_size);
+        let mut pixels = vec![0.0; preprocessor.values()];
+        preprocess(&preprocessor, path, &mut pixels)?;
         queries.push((path.display().to_string(), model.embed_images(&pixels)?));
     }
     for (i, (name, query)) in queries.iter().enumerate() {
@@ -128,14 +129,15 @@ fn index(model: &Model, args: &cli::Search, global: &cli::Global) -> Result<Embe
 
     let progress = Progress::new("embedding", Unit::Items("pictures"), global.quiet);
     progress.set_total(Some(new.len() as u64));
-    let values = Preprocessor::new(config.image.image_size).values();
+    let preprocessor = Preprocessor::new(config.image.image_size);
+    let values = preprocessor.values();
     let mut skipped = Vec::new();
     for batch in new.chunks(BATCH) {
         let mut pixels = vec![0.0; batch.len() * values];
         let read: Vec<Result<()>> = batch
             .par_iter()
             .zip(pixels.par_chunks_exact_mut(values))
-            .map(|((_, file), pixels)| preprocess(model, file, pixels))
+            .map(|((_, file), pixels)| preprocess(&preprocessor, file, pixels))
             .collect();
         let mut good = Vec::new();
         for (i, read) in read.into_iter().enumerate() {
@@ -165,14 +167,12 @@ fn index(model: &Model, args: &cli::Search, global: &cli::Global) -> Result<Embe
     Ok(index)
 }
 
-fn preprocess(model: &Model, file: &Path, pixels: &mut [f32]) -> Result<()> {
+fn preprocess(preprocessor: &Preprocessor, file: &Path, pixels: &mut [f32]) -> Result<()> {
     let limits = Limits::default();
-    let in_file = || file.display().to_string();
     let bytes = model::read(file, limits.max_bytes as u64)?;
-    let image = decode(&bytes, &limits).with_context(in_file)?;
-    let preprocessor = Preprocessor::new(model.config().image.image_size);
-    preprocessor.tensor_into(&preprocessor.crop(&image), pixels);
-    Ok(())
+    preprocessor
+        .preprocess_into(&bytes, &limits, pixels)
+        .with_context(|| file.display().to_string())
 }
 
 /// Lists the pictures of a folder and its sub-folders, by name; links to folders are not followed.

@@ -21,7 +21,7 @@ struct Tokens {
 pub fn run(args: &cli::Tokenize) -> Result<()> {
     let tokenizer = match &args.model.model {
         Some(folder) => {
-            let vocab = model::read(&folder.join(model::VOCAB), 64 << 20)?;
+            let vocab = model::read(&folder.join(model::VOCAB), model::LARGEST_VOCAB)?;
             model::tokenizer(&vocab, &model::read_config(folder)?.text)?
         }
         None => model::tokenizer(builtin::vocab(), &builtin::config()?.text)?,
