@@ -3,6 +3,7 @@
 mod command;
 mod counts;
 mod fuzz;
+mod scenes;
 mod test;
 
 use std::process::ExitCode;
@@ -16,6 +17,12 @@ Usage: cargo xtask VERB
 
   fuzz [TARGET] [SECONDS]
       Fuzzes one parser, or each in turn, for so many seconds (60). Needs cargo-fuzz and a C++ compiler.
+
+  scenes --count N --seed S [--split train|test|unseen] [--output F.tsv] [--sheet F.png] [--vocab V.txt]
+      Draws small pictures with Chinese captions: lines of caption, image id, tags and PNG in base64.
+      No scene of the test split is in training; unseen shows kinds in colours and places that neither
+      has. In both, each caption is true of its own scene alone. --sheet writes the first 64 pictures
+      as one. --vocab writes the captions' vocabulary, and needs neither --count nor --seed.
 
 It works from any folder of the main workspace. The exit code is 0, 1 on failure, 2 for a wrong command line.
 ";
@@ -56,6 +63,7 @@ fn run(arguments: &[&str]) -> Result<(), Failure> {
         }
         ["test", rest @ ..] => test::run(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),
+        ["scenes", rest @ ..] => scenes::run(rest),
         [verb, ..] => Err(Failure::Usage(format!("There is no verb '{verb}'."))),
     }
 }
