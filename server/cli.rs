@@ -51,6 +51,9 @@ pub enum Command {
     Eval(Eval),
     /// Find the pictures of a folder that fit a text or another picture
     Search(Search),
+    /// Train a model on caption-image pairs, from random weights or from a model folder
+    #[cfg(feature = "train")]
+    Train(Train),
     /// Measure each stage: decoding, preprocessing, both towers, scoring
     Bench(Bench),
 }
@@ -100,6 +103,17 @@ pub struct Target {
     /// Replace the folder where there is one
     #[arg(long, env = "ERNIE_VIL_OVERWRITE", value_parser = clap::builder::FalseyValueParser::new())]
     pub overwrite: bool,
+}
+
+#[cfg(feature = "train")]
+#[derive(Debug, Args)]
+pub struct Train {
+    /// What to train, on what and how: a YAML file (docs/TRAINING.md)
+    #[arg(long, short, env = "ERNIE_VIL_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Go on from the run's last checkpoint, where there is one
+    #[arg(long, env = "ERNIE_VIL_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
+    pub resume: bool,
 }
 
 #[derive(Debug, Args)]

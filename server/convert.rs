@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use ernie_vil::weights::{
-    Checkpoint, Dtype, HashingWriter, Manifest, ManifestFile, infer_vision_config, text_config_from_original,
-    vision_config_from_original,
+    Checkpoint, Dtype, HashingWriter, Manifest, ManifestFile, TensorSource, infer_vision_config,
+    text_config_from_original, vision_config_from_original,
 };
 use ernie_vil::{ErnieConfig, ModelConfig, ModelSource, Preprocessing, Published, VitConfig};
 use sha2::{Digest, Sha256};
@@ -103,33 +103,9 @@ impl Conversion<'_> {
         };
         config.validate()?;
 
-        // The folder appears under its name only when it is complete.
-        let part = beside(output, ".part");
-        if part.exists() {
-            fs::remove_dir_all(&part).with_context(|| format!("removing {}", part.display()))?;
-        }
-        fs::create_dir_all(&part).with_context(|| format!("creating {}", part.display()))?;
-        let written = self::write(
-            &part,
-            &checkpoint,
-            &mut config,
-            &vocab_bytes,
-            self.target.dtype,
-            self.quiet,
-        );
-        let extra = match written.with_context(in_weights) {
-            Ok(extra) => extra,
-            Err(error) => {
-                // What is half written is of no use to anybody.
-                let _ = fs::remove_dir_all(&part);
-                return Err(error);
-            }
-        };
-        if output.exists() {
-            fs::remove_dir_all(output).with_context(|| format!("removing {}", output.display()))?;
-        }
-        fs::rename(&part, output)
-            .with_context(|| format!("renaming {} to {}", part.display(), output.display()))?;
+        let dtype = self.target.dtype;
+        let extra = write_folder(output, &checkpoint, &mut config, &vocab_bytes, dtype, self.quiet)
+            .with_context(in_weights)?;
         if !self.quiet {
             for name in extra {
                 eprintln!("note: {name:?} is not used by inference and was left out");
@@ -143,10 +119,41 @@ impl Conversion<'_> {
     }
 }
 
+/// Writes a model folder, which appears under its name only when it is complete and replaces what had it.
+/// Sets the configuration's fingerprint, and returns the names of the tensors that were left out.
+pub fn write_folder(
+    output: &Path,
+    weights: &dyn TensorSource,
+    config: &mut ModelConfig,
+    vocab: &[u8],
+    dtype: cli::Dtype,
+    quiet: bool,
+) -> Result<Vec<String>> {
+    let part = beside(output, ".part");
+    if part.exists() {
+        fs::remove_dir_all(&part).with_context(|| format!("removing {}", part.display()))?;
+    }
+    fs::create_dir_all(&part).with_context(|| format!("creating {}", part.display()))?;
+    let extra = match write(&part, weights, config, vocab, dtype, quiet) {
+        Ok(extra) => extra,
+        Err(error) => {
+            // What is half written is of no use to anybody.
+            let _ = fs::remove_dir_all(&part);
+            return Err(error);
+        }
+    };
+    if output.exists() {
+        fs::remove_dir_all(output).with_context(|| format!("removing {}", output.display()))?;
+    }
+    fs::rename(&part, output)
+        .with_context(|| format!("renaming {} to {}", part.display(), output.display()))?;
+    Ok(extra)
+}
+
 /// Writes the folder's files and returns the names of the tensors that were left out.
 fn write(
     folder: &Path,
-    checkpoint: &Checkpoint<'_>,
+    weights: &dyn TensorSource,
     config: &mut ModelConfig,
     vocab: &[u8],
     dtype: cli::Dtype,
@@ -189,14 +196,8 @@ fn write(
         cli::Dtype::F32 => Dtype::F32,
         cli::Dtype::F16 => Dtype::F16,
     };
-    let converted = ernie_vil::weights::convert(
-        checkpoint,
-        &config.image,
-        &config.text,
-        dtype,
-        &mut image,
-        &mut text,
-    )?;
+    let converted =
+        ernie_vil::weights::convert(weights, &config.image, &config.text, dtype, &mut image, &mut text)?;
     config.fingerprint = converted.fingerprint;
     let mut files = vec![finish(image, IMAGE)?, finish(text, TEXT)?];
     for (name, bytes) in [(CONFIG, config.to_json().as_bytes()), (VOCAB, vocab)] {

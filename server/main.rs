@@ -12,12 +12,20 @@ mod fetch;
 mod info;
 mod model;
 mod pipeline;
+#[cfg(feature = "train")]
+mod plot;
 mod progress;
 mod run_config;
 mod score;
 mod search;
 mod spool;
 mod tokenize;
+#[cfg(feature = "train")]
+mod train;
+#[cfg(feature = "train")]
+mod train_config;
+#[cfg(feature = "train")]
+mod train_data;
 
 use std::process::ExitCode;
 
@@ -55,6 +63,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Score(args) => score::run(args),
         Command::Eval(args) => eval::run(args, global),
         Command::Search(args) => search::run(args, global),
+        #[cfg(feature = "train")]
+        Command::Train(args) => train::run(args, global),
         Command::Bench(args) => bench::run(args, global),
     }
 }

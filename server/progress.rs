@@ -75,6 +75,12 @@ impl Progress {
         self.bar.set_message(note.into());
     }
 
+    /// Writes a line above the bar, or where there is none to stderr.
+    #[cfg(feature = "train")]
+    pub fn print(&self, line: impl AsRef<str>) {
+        self.bar.suspend(|| eprintln!("{}", line.as_ref()));
+    }
+
     /// Runs `print`, which may write to the terminal, with the line out of its way.
     #[cfg(test)]
     pub fn around<T>(&self, print: impl FnOnce() -> T) -> T {

@@ -14,9 +14,12 @@ pub mod image;
 pub mod index;
 pub mod kernels;
 pub mod pairs;
+mod random;
 pub mod recall;
 pub mod text;
 pub mod towers;
+#[cfg(feature = "train")]
+pub mod train;
 pub mod vectors;
 pub mod weights;
 

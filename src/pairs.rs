@@ -38,6 +38,9 @@ pub struct Pair {
     pub caption: String,
     /// The second column, where there are three or more.
     pub image_id: Option<String>,
+    /// The third column, where there are four or more: the names of the objects in the picture, which only
+    /// training uses.
+    pub tags: Option<String>,
     /// The last column: the image's base64 text, not looked at.
     pub image: Vec<u8>,
 }
@@ -268,12 +271,14 @@ fn pair(line: &[u8], start: Position) -> Result<Pair> {
         (Some(tab), _) => (&text[..tab], None, &text[tab + 1..]),
         (None, _) => (text, None, text),
     };
-    let image_id = middle.and_then(|middle| middle.split('\t').next());
+    let mut middle = middle.into_iter().flat_map(|middle| middle.split('\t'));
+    let (image_id, tags) = (middle.next(), middle.next());
     Ok(Pair {
         line: start.line(),
         offset: start.offset,
         caption: caption.to_owned(),
         image_id: image_id.map(str::to_owned),
+        tags: tags.map(str::to_owned),
         image: image.as_bytes().to_vec(),
     })
 }

@@ -20,6 +20,7 @@
 //! # Ok::<(), ernie_vil::Error>(())
 //! ```
 
+mod augment;
 mod base64;
 mod bmp;
 mod decode;
@@ -30,6 +31,7 @@ mod preprocess;
 mod resize;
 mod tiff;
 
+pub use augment::{Augmentation, Blur, Crop, Jitter};
 pub use base64::decode_base64;
 pub use decode::{Limits, decode};
 pub use preprocess::Preprocessor;

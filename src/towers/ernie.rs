@@ -3,11 +3,30 @@
 use burn::module::Module;
 use burn::nn;
 use burn::tensor::activation::{gelu, relu, softmax};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Distribution, Tensor};
 
 use super::Observe;
 use super::load::Loader;
 use crate::{Activation, ErnieConfig, Result};
+
+/// The shares of values that training leaves out at random, each from 0 to below 1.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dropout {
+    /// Of the embedded tokens and of what each layer adds to them (`hidden_dropout_prob`).
+    pub hidden: f64,
+    /// Of the attention's weights (`attention_probs_dropout_prob`).
+    pub attention: f64,
+}
+
+/// Sets a share of the values to 0 and scales the others up, so that the expected sum stays.
+fn drop_out<const D: usize>(x: Tensor<D>, share: f64) -> Tensor<D> {
+    if share == 0.0 {
+        return x;
+    }
+    let kept = x.random_like(Distribution::Bernoulli(1.0 - share));
+    x * (kept / (1.0 - share))
+}
 
 /// An ERNIE encoder: post-norm blocks over the embedded tokens and a pooler over the first.
 #[derive(Module, Debug)]
@@ -34,7 +53,7 @@ struct ErnieBlock {
 }
 
 impl Ernie {
-    pub(super) fn load(loader: &Loader<'_>, c: &ErnieConfig, device: &Device) -> Result<Self> {
+    pub(crate) fn load(loader: &Loader<'_>, c: &ErnieConfig, device: &Device) -> Result<Self> {
         let norm = |name: &str| loader.burn_norm(name, c.width, c.epsilon, device);
         let block = |i: usize| {
             let name = |part: &str| format!("text_model.encoder_stack.block.{i}.{part}");
@@ -67,7 +86,12 @@ impl Ernie {
     /// [batch, 1, 1, tokens] (0 for a token, -10000 for padding) to embeddings [batch, width], not
     /// normalised.
     pub fn forward(&self, embedded: Tensor<3>, key_bias: Tensor<4>) -> Tensor<2> {
-        self.forward_observed(embedded, key_bias, &mut Observe::new("text", None))
+        self.forward_training(embedded, key_bias, Dropout::default())
+    }
+
+    /// As [`Ernie::forward`], with values left out at random as in training.
+    pub fn forward_training(&self, embedded: Tensor<3>, key_bias: Tensor<4>, dropout: Dropout) -> Tensor<2> {
+        self.run(embedded, key_bias, dropout, &mut Observe::new("text", None))
     }
 
     pub(super) fn forward_observed(
@@ -76,12 +100,24 @@ impl Ernie {
         key_bias: Tensor<4>,
         observe: &mut Observe<'_>,
     ) -> Tensor<2> {
+        self.run(embedded, key_bias, Dropout::default(), observe)
+    }
+
+    fn run(
+        &self,
+        embedded: Tensor<3>,
+        key_bias: Tensor<4>,
+        dropout: Dropout,
+        observe: &mut Observe<'_>,
+    ) -> Tensor<2> {
         observe.tensor("embedding_sum", &embedded);
         let mut x = self.ln.forward(embedded);
         observe.tensor("embedding_ln", &x);
+        x = drop_out(x, dropout.hidden);
         for (i, block) in self.blocks.iter().enumerate() {
             observe.enter(format_args!("block.{i}"));
-            x = block.forward(x, key_bias.clone(), i + 1 == self.blocks.len(), observe);
+            let is_last = i + 1 == self.blocks.len();
+            x = block.forward(x, key_bias.clone(), is_last, dropout, observe);
             observe.leave();
         }
         let pooled = self.pooler.forward(x.squeeze_dim::<2>(1)).tanh();
@@ -97,6 +133,7 @@ impl ErnieBlock {
         x: Tensor<3>,
         key_bias: Tensor<4>,
         only_first: bool,
+        dropout: Dropout,
         observe: &mut Observe<'_>,
     ) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
@@ -114,19 +151,19 @@ impl ErnieBlock {
         let k = k.reshape([batch, tokens, self.heads, dq]).swap_dims(1, 2);
         let v = v.reshape([batch, tokens, self.heads, dv]).swap_dims(1, 2);
         let scores = q.matmul(k.transpose()) + key_bias;
-        let attended = softmax(scores, 3)
+        let attended = drop_out(softmax(scores, 3), dropout.attention)
             .matmul(v)
             .swap_dims(1, 2)
             .reshape([batch, rows, self.heads * dv]);
         let attended = self.o.forward(attended);
         observe.tensor("attn", &attended);
-        let x = self.ln1.forward(x + attended);
+        let x = self.ln1.forward(x + drop_out(attended, dropout.hidden));
         observe.tensor("ln1", &x);
         let hidden = self.ffn_i.forward(x.clone());
         let hidden = if self.has_relu { relu(hidden) } else { gelu(hidden) };
         let ffn = self.ffn_o.forward(hidden);
         observe.tensor("ffn", &ffn);
-        let x = self.ln2.forward(x + ffn);
+        let x = self.ln2.forward(x + drop_out(ffn, dropout.hidden));
         observe.tensor("", &x);
         x
     }

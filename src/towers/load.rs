@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::nn;
 use burn::tensor::{Device, Tensor, TensorData as BurnData};
 use half::slice::HalfFloatSliceExt;
@@ -37,7 +37,7 @@ impl Columns {
 }
 
 /// Reads tensors of known shapes.
-pub(super) struct Loader<'a>(pub(super) &'a dyn TensorSource);
+pub(crate) struct Loader<'a>(pub(crate) &'a dyn TensorSource);
 
 impl Loader<'_> {
     /// A tensor as it is stored.
@@ -100,7 +100,7 @@ impl Loader<'_> {
     }
 
     /// A tensor on a device.
-    pub(super) fn tensor<const D: usize>(
+    pub(crate) fn tensor<const D: usize>(
         &self,
         name: &str,
         shape: [usize; D],
@@ -108,6 +108,16 @@ impl Loader<'_> {
     ) -> Result<Tensor<D>> {
         let values = self.values(name, &shape)?;
         Ok(Tensor::from_data(BurnData::new(values, shape), device))
+    }
+
+    /// A parameter on a device.
+    pub(crate) fn param<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        device: &Device,
+    ) -> Result<Param<Tensor<D>>> {
+        Ok(parameter(name, self.tensor(name, shape, device)?))
     }
 
     /// A linear layer for Burn.
@@ -119,12 +129,8 @@ impl Loader<'_> {
         device: &Device,
     ) -> Result<nn::Linear> {
         Ok(nn::Linear {
-            weight: Param::from_tensor(self.tensor(&format!("{name}.weight"), [inputs, outputs], device)?),
-            bias: Some(Param::from_tensor(self.tensor(
-                &format!("{name}.bias"),
-                [outputs],
-                device,
-            )?)),
+            weight: self.param(&format!("{name}.weight"), [inputs, outputs], device)?,
+            bias: Some(self.param(&format!("{name}.bias"), [outputs], device)?),
         })
     }
 
@@ -137,14 +143,25 @@ impl Loader<'_> {
         device: &Device,
     ) -> Result<nn::LayerNorm> {
         let mut norm = nn::LayerNormConfig::new(width).with_epsilon(epsilon).init(device);
-        norm.gamma = Param::from_tensor(self.tensor(&format!("{name}.weight"), [width], device)?);
-        norm.beta = Some(Param::from_tensor(self.tensor(
-            &format!("{name}.bias"),
-            [width],
-            device,
-        )?));
+        norm.gamma = self.param(&format!("{name}.weight"), [width], device)?;
+        norm.beta = Some(self.param(&format!("{name}.bias"), [width], device)?);
         Ok(norm)
     }
+}
+
+/// The parameter that a tensor of this name becomes. Its id stands for the name, so that gradients and an
+/// optimizer's state can be kept by name.
+pub(crate) fn parameter<const D: usize>(name: &str, tensor: Tensor<D>) -> Param<Tensor<D>> {
+    Param::initialized(parameter_id(name), tensor.require_grad())
+}
+
+/// The id of the parameter of this name.
+pub(crate) fn parameter_id(name: &str) -> ParamId {
+    // FNV-1a.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    ParamId::from(hash)
 }
 
 /// The sum of the tables that a token's embedding is made of, kept on the host: only the rows that a

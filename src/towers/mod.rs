@@ -16,7 +16,7 @@ mod vit;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-pub use ernie::Ernie;
+pub use ernie::{Dropout, Ernie};
 pub use vit::Vit;
 
 use crate::kernels::Rows;
@@ -24,7 +24,12 @@ use crate::vectors::Embeddings;
 use crate::weights::{self, TensorSource};
 use crate::{ErnieConfig, Error, ModelConfig, Result, VitConfig};
 use host::{HostErnie, HostVit};
-use load::{Loader, Words};
+pub(crate) use load::Loader;
+use load::Words;
+#[cfg(feature = "train")]
+pub(crate) use load::{parameter, parameter_id};
+#[cfg(feature = "train")]
+pub(crate) use vit::PATCH_EMBED;
 
 /// Which implementation runs a tower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

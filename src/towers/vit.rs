@@ -6,8 +6,11 @@ use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{Device, Tensor};
 
 use super::Observe;
-use super::load::Loader;
+use super::load::{Loader, parameter};
 use crate::{Result, VitConfig};
+
+/// Stored [width, 3, patch, patch], used [3 * patch * patch, width].
+pub(crate) const PATCH_EMBED: &str = "visual.patch_embed.proj.weight";
 
 /// A vision transformer: pre-norm blocks over patches and a class token.
 #[derive(Module, Debug)]
@@ -37,11 +40,11 @@ struct VitBlock {
 }
 
 impl Vit {
-    pub(super) fn load(loader: &Loader<'_>, c: &VitConfig, device: &Device) -> Result<Self> {
+    pub(crate) fn load(loader: &Loader<'_>, c: &VitConfig, device: &Device) -> Result<Self> {
         let norm = |name: &str| loader.burn_norm(name, c.width, c.epsilon, device);
         let patch = [c.width, 3, c.patch_size, c.patch_size];
         let patch_embed = loader
-            .tensor("visual.patch_embed.proj.weight", patch, device)?
+            .tensor(PATCH_EMBED, patch, device)?
             .reshape([c.width, c.patch_values()])
             .transpose();
         let block = |i: usize| {
@@ -58,12 +61,11 @@ impl Vit {
                 heads: c.heads,
             })
         };
-        let class_embedding = loader.tensor("visual.class_embedding", [1, 1, c.width], device)?;
-        let positions = loader.tensor("visual.positional_embedding", [1, c.tokens(), c.width], device)?;
+        let positions = [1, c.tokens(), c.width];
         Ok(Self {
-            patch_embed: Param::from_tensor(patch_embed),
-            class_embedding: Param::from_tensor(class_embedding),
-            positional_embedding: Param::from_tensor(positions),
+            patch_embed: parameter(PATCH_EMBED, patch_embed),
+            class_embedding: loader.param("visual.class_embedding", [1, 1, c.width], device)?,
+            positional_embedding: loader.param("visual.positional_embedding", positions, device)?,
             norm_pre: norm("visual.norm_pre")?,
             blocks: (0..c.depth).map(block).collect::<Result<_>>()?,
             norm_post: norm("visual.norm_post")?,

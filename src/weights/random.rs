@@ -2,6 +2,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::{TensorData, TensorSource, image_tensors, text_tensors};
+use crate::random::step;
 use crate::{ErnieConfig, Error, Result, VitConfig};
 
 /// Weights of any structure with random values: to measure speed and memory, and to test. What a model
@@ -67,12 +68,4 @@ impl TensorSource for RandomWeights {
         let values = (0..shape.iter().product()).map(|_| centre + spread * 3f32.sqrt() * next());
         Ok(TensorData::F32(Cow::Owned(values.collect())))
     }
-}
-
-/// SplitMix64's generator: a counter, and a mixing of its bits.
-fn step(state: u64) -> u64 {
-    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

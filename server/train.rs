@@ -1,0 +1,497 @@
+//! `ernie-vil train`: from pairs and a configuration to a model folder.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::Device;
+use ernie_vil::pairs::PairReader;
+use ernie_vil::recall::{self, Report};
+use ernie_vil::text::Tokenizer;
+use ernie_vil::towers::{DualEncoder, Engine};
+use ernie_vil::train::{self, StepReport, Trainer};
+use ernie_vil::vectors::Embeddings;
+use ernie_vil::weights::{Dtype, RandomWeights, SafetensorsFile, TensorSource, write_safetensors};
+use ernie_vil::{ModelConfig, Preprocessing};
+use serde::{Deserialize, Serialize};
+
+use crate::atomic_file::{AtomicFile, beside};
+use crate::cli::{self, OnError};
+use crate::convert;
+use crate::model::{self, IMAGE, Model, TEXT, VOCAB};
+use crate::pipeline::{self, Options, Times};
+use crate::plot;
+use crate::progress::{Progress, Unit};
+use crate::train_config::TrainConfig;
+use crate::train_data::{Batches, TrainData};
+
+/// The parts of a run's folder.
+const CHECKPOINT: &str = "checkpoint";
+const METRICS: &str = "metrics.jsonl";
+const CURVES: &str = "curves.svg";
+const MODEL: &str = "model";
+/// The parts of a checkpoint.
+const WEIGHTS: &str = "weights.safetensors";
+const OPTIMIZER: &str = "optimizer.bin";
+const STATE: &str = "state.json";
+/// An optimizer's state larger than this is none.
+const LARGEST_STATE: u64 = 1 << 36;
+
+/// What a checkpoint says of itself.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    format: u32,
+    step: u64,
+    config: TrainConfig,
+}
+
+/// A line of the metrics file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// A step.
+    Train {
+        step: u64,
+        loss: f32,
+        terms: Vec<(String, f32)>,
+        gradient_norm: f32,
+        learning_rate: f64,
+        scale: f32,
+        /// Pairs a second since the run was started, everything included.
+        pairs_per_second: f64,
+    },
+    /// Recall on the validation file, in percent.
+    Validation {
+        step: u64,
+        text_to_image: [f64; 3],
+        image_to_text: [f64; 3],
+        mean: f64,
+    },
+}
+
+pub fn run(args: &cli::Train, global: &cli::Global) -> Result<()> {
+    let config = TrainConfig::read(&args.config)?;
+    let run = Run::prepare(config, args.resume, global)?;
+    run.train()
+}
+
+struct Run<'a> {
+    config: TrainConfig,
+    global: &'a cli::Global,
+    data: TrainData,
+    tokenizer: Tokenizer,
+    vocab: Vec<u8>,
+    model: ModelConfig,
+    trainer: Trainer,
+    steps: u64,
+}
+
+impl<'a> Run<'a> {
+    fn prepare(config: TrainConfig, resume: bool, global: &'a cli::Global) -> Result<Self> {
+        let data = TrainData::open(&config.train_file)?;
+        ensure!(
+            data.rows() >= config.batch_size,
+            "batch_size is {}, but {} has {} rows",
+            config.batch_size,
+            config.train_file.display(),
+            data.rows()
+        );
+        let checkpoint = config.output.join(CHECKPOINT);
+        ensure!(
+            resume || !checkpoint.exists(),
+            "{} is there already; --resume goes on from it, or choose another output",
+            checkpoint.display()
+        );
+        let (vocab, model) = start(&config)?;
+        let tokenizer = model::tokenizer(&vocab, &model.text)?;
+        let steps = config.total_steps(data.rows());
+        let settings = config.settings(steps);
+        let device = Device::flex();
+        let new = |source: &dyn TensorSource| Trainer::new(source, model.clone(), settings, &device);
+        let trainer = if resume && checkpoint.exists() {
+            let path = checkpoint.join(STATE);
+            let state: State = serde_json::from_slice(&model::read(&path, model::LARGEST_CONFIG)?)
+                .with_context(|| path.display().to_string())?;
+            ensure!(
+                state.format == 1,
+                "{}: format {}, expected 1",
+                path.display(),
+                state.format
+            );
+            // Only where it writes and how long it runs may be another.
+            let mut same = state.config.clone();
+            (same.output, same.steps, same.epochs) = (config.output.clone(), config.steps, config.epochs);
+            (same.validate_every, same.checkpoint_every) = (config.validate_every, config.checkpoint_every);
+            ensure!(
+                same == config,
+                "{}: the checkpoint was made with another configuration, so the run would not be the same; choose \
+                 another output",
+                checkpoint.display()
+            );
+            let path = checkpoint.join(WEIGHTS);
+            let mapped = model::map(&path)?;
+            let weights = SafetensorsFile::parse(&mapped).with_context(|| path.display().to_string())?;
+            let path = checkpoint.join(OPTIMIZER);
+            new(&weights)?
+                .resume(state.step, model::read(&path, LARGEST_STATE)?)
+                .with_context(|| path.display().to_string())?
+        } else if let Some(folder) = &config.init_from {
+            let (image, text) = (model::map(&folder.join(IMAGE))?, model::map(&folder.join(TEXT))?);
+            new(&Both(
+                SafetensorsFile::parse(&image)?,
+                SafetensorsFile::parse(&text)?,
+            ))
+            .with_context(|| folder.display().to_string())?
+        } else {
+            new(&RandomWeights::new(&model.image, &model.text, config.seed))?
+        };
+        Ok(Self {
+            config,
+            global,
+            data,
+            tokenizer,
+            vocab,
+            model,
+            trainer,
+            steps,
+        })
+    }
+
+    fn train(self) -> Result<()> {
+        let output = self.config.output.clone();
+        fs::create_dir_all(&output).with_context(|| format!("creating {}", output.display()))?;
+        let first = self.trainer.steps();
+        let mut metrics = Metrics::open(&output.join(METRICS), first)?;
+        let every = (self.steps / 20).max(1);
+        let validate_every = self.config.validate_every.unwrap_or(every);
+        let checkpoint_every = self.config.checkpoint_every.unwrap_or(every);
+        if !self.global.quiet {
+            let values: usize = train::tensors(&self.model)
+                .iter()
+                .map(|(_, shape)| shape.iter().product::<usize>())
+                .sum();
+            eprintln!(
+                "{}: {} pairs, {} steps of {} pairs, {values} parameters{}",
+                self.config.name,
+                self.data.rows(),
+                self.steps,
+                self.config.batch_size,
+                match first {
+                    0 => String::new(),
+                    step => format!(", going on after step {step}"),
+                }
+            );
+        }
+        let progress = Progress::new("training", Unit::Items("steps"), self.global.quiet);
+        progress.set_total(Some(self.steps));
+        progress.start_at(first);
+        let mut trainer = self.trainer;
+        let config = &self.config;
+        let batches = Batches {
+            data: &self.data,
+            tokenizer: &self.tokenizer,
+            config,
+            image_size: self.model.image.image_size,
+            max_text_tokens: self.model.max_text_tokens,
+        };
+        let (start, mut recall) = (Instant::now(), String::new());
+        let names: Vec<String> = config.pairs.iter().map(|pair| pair.name()).collect();
+        batches.run(first, self.steps, |batches| {
+            for batch in batches {
+                let report = trainer.step(&batch?)?;
+                let done = (report.step - first) * config.batch_size as u64;
+                let rate = done as f64 / start.elapsed().as_secs_f64();
+                metrics.write(train_metric(&report, &names, rate))?;
+                progress.add(1);
+                progress.note(format!("loss {:.4}{recall}", report.loss));
+                let is_last = report.step == self.steps;
+                if let Some(path) = &config.validation_file
+                    && (is_last || report.step % validate_every == 0)
+                {
+                    let metric = validate(&trainer, &self.model, &self.vocab, path, report.step)?;
+                    if let Metric::Validation { mean, .. } = metric {
+                        recall = format!(", recall {mean:.2} %");
+                        if !self.global.quiet {
+                            progress.print(format!(
+                                "step {}: loss {:.4}, mean recall {mean:.2} %, {rate:.0} pairs/s",
+                                report.step, report.loss
+                            ));
+                        }
+                    }
+                    metrics.write(metric)?;
+                }
+                if is_last || report.step % checkpoint_every == 0 {
+                    save(&trainer, &self.model, config)?;
+                    metrics.flush()?;
+                    metrics.plot(&output.join(CURVES), &config.name)?;
+                }
+            }
+            Ok(())
+        })?;
+        drop(progress);
+        let folder = output.join(MODEL);
+        let sources = Vec::new();
+        let mut model = ModelConfig {
+            sources,
+            ..self.model
+        };
+        convert::write_folder(
+            &folder,
+            &trainer.weights(),
+            &mut model,
+            &self.vocab,
+            cli::Dtype::F16,
+            true,
+        )?;
+        println!("{}: fingerprint {}", folder.display(), model.fingerprint);
+        Ok(())
+    }
+}
+
+/// The vocabulary and the sizes of the model to train.
+fn start(config: &TrainConfig) -> Result<(Vec<u8>, ModelConfig)> {
+    let read = |path: &Path| model::read(path, model::LARGEST_VOCAB);
+    if let Some(folder) = &config.init_from {
+        let model = ModelConfig {
+            name: config.name.clone(),
+            published: None,
+            ..model::read_config(folder)?
+        };
+        return Ok((read(&folder.join(VOCAB))?, model));
+    }
+    let fresh = config.model.as_ref().context("neither init_from nor model")?;
+    let model = ModelConfig {
+        format: ModelConfig::FORMAT,
+        name: config.name.clone(),
+        published: None,
+        image: fresh.image.clone(),
+        text: fresh.text.clone(),
+        preprocessing: Preprocessing::Original,
+        max_text_tokens: fresh.max_text_tokens,
+        fingerprint: String::new(),
+        sources: Vec::new(),
+    };
+    model.validate()?;
+    Ok((read(&fresh.vocab_file)?, model))
+}
+
+/// The tensors of a model folder's two files.
+struct Both<'a>(SafetensorsFile<'a>, SafetensorsFile<'a>);
+
+impl TensorSource for Both<'_> {
+    fn names(&self) -> Vec<String> {
+        let mut names = self.0.names();
+        names.extend(self.1.names());
+        names.sort();
+        names
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.shape(name).or_else(|| self.1.shape(name))
+    }
+
+    fn read(&self, name: &str) -> ernie_vil::Result<ernie_vil::weights::TensorData<'_>> {
+        match self.0.shape(name) {
+            Some(_) => self.0.read(name),
+            None => self.1.read(name),
+        }
+    }
+}
+
+fn train_metric(report: &StepReport, names: &[String], pairs_per_second: f64) -> Metric {
+    Metric::Train {
+        step: report.step,
+        loss: report.loss,
+        terms: names.iter().cloned().zip(report.terms.iter().copied()).collect(),
+        gradient_norm: report.gradient_norm,
+        learning_rate: report.learning_rate,
+        scale: report.scale,
+        pairs_per_second,
+    }
+}
+
+/// Recall of the weights as they are now, by the towers that inference uses.
+fn validate(trainer: &Trainer, config: &ModelConfig, vocab: &[u8], path: &Path, step: u64) -> Result<Metric> {
+    let weights = trainer.weights();
+    let source: &dyn TensorSource = &weights;
+    let encoder = DualEncoder::load(
+        config.clone(),
+        Some(source),
+        Some(source),
+        &Device::flex(),
+        Engine::Auto,
+    )?;
+    let model = Model {
+        tokenizer: model::tokenizer(vocab, &config.text)?,
+        encoder,
+    };
+    let name = path.display().to_string();
+    let file = BufReader::with_capacity(1 << 18, File::open(path).with_context(|| name.clone())?);
+    let options = Options {
+        batch_size: 64,
+        on_error: OnError::Stop,
+    };
+    let (mut texts, mut images) = (Vec::new(), Vec::new());
+    pipeline::run(
+        &model,
+        PairReader::new(file),
+        &name,
+        &options,
+        &Times::default(),
+        |batch| {
+            texts.extend_from_slice(batch.text.data());
+            images.extend_from_slice(batch.image.data());
+            Ok(())
+        },
+    )?;
+    let width = config.text.width;
+    let side = |values: Vec<f32>| Embeddings::new(values.len() / width, width, values);
+    let ranks = recall::ranks(&side(texts)?, &side(images)?, recall::Options::default())?;
+    let figures = Report::new(&ranks)?.figures();
+    let direction = |r: recall::Recall| [r.r1 * 100.0, r.r5 * 100.0, r.r10 * 100.0];
+    Ok(Metric::Validation {
+        step,
+        text_to_image: direction(figures.text_to_image),
+        image_to_text: direction(figures.image_to_text),
+        mean: figures.mean.mean * 100.0,
+    })
+}
+
+/// Writes the checkpoint, which takes the earlier one's place only when it is complete.
+fn save(trainer: &Trainer, model: &ModelConfig, config: &TrainConfig) -> Result<()> {
+    let folder = config.output.join(CHECKPOINT);
+    let part = beside(&folder, ".part");
+    let write = || -> Result<()> {
+        if part.exists() {
+            fs::remove_dir_all(&part)?;
+        }
+        fs::create_dir_all(&part)?;
+        let file = |name: &str, write: &dyn Fn(&mut File) -> Result<()>| -> Result<()> {
+            let mut file = File::create(part.join(name)).with_context(|| name.to_owned())?;
+            write(&mut file)
+                .and_then(|()| Ok(file.sync_all()?))
+                .with_context(|| name.to_owned())
+        };
+        let weights = trainer.weights();
+        file(WEIGHTS, &|file| {
+            let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
+            write_safetensors(&mut out, &weights, &train::tensors(model), Dtype::F32)?;
+            Ok(out.flush()?)
+        })?;
+        let state = trainer.optimizer_state()?;
+        file(OPTIMIZER, &|file| Ok(file.write_all(&state)?))?;
+        let state = State {
+            format: 1,
+            step: trainer.steps(),
+            config: config.clone(),
+        };
+        file(STATE, &|file| {
+            Ok(file.write_all(&serde_json::to_vec_pretty(&state)?)?)
+        })
+    };
+    if let Err(error) = write() {
+        // What is half written is of no use; the earlier checkpoint is still there.
+        let _ = fs::remove_dir_all(&part);
+        return Err(error).with_context(|| {
+            format!(
+                "saving the checkpoint of step {} to {} (an earlier one stays as it was)",
+                trainer.steps(),
+                folder.display()
+            )
+        });
+    }
+    let old = beside(&folder, ".old");
+    if old.exists() {
+        fs::remove_dir_all(&old).with_context(|| format!("removing {}", old.display()))?;
+    }
+    if folder.exists() {
+        fs::rename(&folder, &old).with_context(|| format!("renaming {}", folder.display()))?;
+    }
+    fs::rename(&part, &folder).with_context(|| format!("renaming {}", part.display()))?;
+    let _ = fs::remove_dir_all(&old);
+    Ok(())
+}
+
+/// The metrics file, and what it holds.
+struct Metrics {
+    path: PathBuf,
+    out: std::io::BufWriter<File>,
+    all: Vec<Metric>,
+}
+
+impl Metrics {
+    /// Goes on with the lines up to step `first`.
+    fn open(path: &Path, first: u64) -> Result<Self> {
+        let place = || path.display().to_string();
+        let mut all = Vec::new();
+        if first > 0 && path.exists() {
+            for (i, line) in BufReader::new(File::open(path).with_context(place)?)
+                .lines()
+                .enumerate()
+            {
+                let line = line.with_context(place)?;
+                // A run that was cut off may have left half a line.
+                let Ok(metric) = serde_json::from_str::<Metric>(&line) else {
+                    break;
+                };
+                let (Metric::Train { step, .. } | Metric::Validation { step, .. }) = &metric;
+                ensure!(
+                    *step as usize <= i + 2 || i > 0,
+                    "{}: not a metrics file",
+                    place()
+                );
+                if *step > first {
+                    break;
+                }
+                all.push(metric);
+            }
+        }
+        let mut rewritten = AtomicFile::create(path)?;
+        for metric in &all {
+            serde_json::to_writer(&mut rewritten, metric)?;
+            rewritten.write_all(b"\n").with_context(place)?;
+        }
+        rewritten.commit()?;
+        let out = OpenOptions::new().append(true).open(path).with_context(place)?;
+        Ok(Self {
+            path: path.to_owned(),
+            out: std::io::BufWriter::new(out),
+            all,
+        })
+    }
+
+    fn write(&mut self, metric: Metric) -> Result<()> {
+        let mut line = serde_json::to_vec(&metric)?;
+        line.push(b'\n');
+        self.out
+            .write_all(&line)
+            .with_context(|| self.path.display().to_string())?;
+        self.all.push(metric);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.out.flush().with_context(|| self.path.display().to_string())
+    }
+
+    fn plot(&self, path: &Path, title: &str) -> Result<()> {
+        let mut loss = Vec::new();
+        let mut recall = Vec::new();
+        for metric in &self.all {
+            match metric {
+                Metric::Train {
+                    step, loss: value, ..
+                } => loss.push((*step as f64, f64::from(*value))),
+                Metric::Validation { step, mean, .. } => recall.push((*step as f64, *mean)),
+            }
+        }
+        if loss.is_empty() {
+            bail!("no step was taken");
+        }
+        let svg = plot::curves(title, &loss, &recall)?;
+        fs::write(path, svg).with_context(|| path.display().to_string())
+    }
+}
