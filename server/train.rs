@@ -225,7 +225,6 @@ impl<'a> Run<'a> {
                 }
                 if is_last || report.step % checkpoint_every == 0 {
                     save(&trainer, &self.model, config)?;
-                    metrics.flush()?;
                     metrics.plot(&output.join(CURVES), &config.name)?;
                 }
             }
@@ -418,7 +417,7 @@ fn save(trainer: &Trainer, model: &ModelConfig, config: &TrainConfig) -> Result<
 /// The metrics file, and what it holds.
 struct Metrics {
     path: PathBuf,
-    out: std::io::BufWriter<File>,
+    out: File,
     all: Vec<Metric>,
 }
 
@@ -458,7 +457,7 @@ impl Metrics {
         let out = OpenOptions::new().append(true).open(path).with_context(place)?;
         Ok(Self {
             path: path.to_owned(),
-            out: std::io::BufWriter::new(out),
+            out,
             all,
         })
     }
@@ -466,15 +465,12 @@ impl Metrics {
     fn write(&mut self, metric: Metric) -> Result<()> {
         let mut line = serde_json::to_vec(&metric)?;
         line.push(b'\n');
+        // One write a line: whoever follows the file sees whole lines.
         self.out
             .write_all(&line)
             .with_context(|| self.path.display().to_string())?;
         self.all.push(metric);
         Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.out.flush().with_context(|| self.path.display().to_string())
     }
 
     fn plot(&self, path: &Path, title: &str) -> Result<()> {

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ernie_vil::image::Augmentation;
-use ernie_vil::towers::Dropout;
-use ernie_vil::train::{OptimizerSettings, Pair, Schedule, Settings, View, check_pairs};
+use ernie_vil::train::{Dropout, OptimizerSettings, Pair, Schedule, Settings, View, check_pairs};
 use ernie_vil::{ErnieConfig, VitConfig};
 use serde::{Deserialize, Serialize};
 

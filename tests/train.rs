@@ -4,13 +4,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use ernie_vil::towers::Dropout;
 use ernie_vil::train::{
-    Batch, EqualTexts, OptimizerSettings, Pair, Schedule, Settings, Trainer, View, Weights, check_pairs,
-    contrastive_loss, epoch_order,
+    Batch, Dropout, EqualTexts, OptimizerSettings, Pair, Schedule, Settings, Trainer, View, Weights,
+    check_pairs, contrastive_loss, epoch_order,
 };
 use ernie_vil::weights::{RandomWeights, SafetensorsFile, TensorSource};
 use ernie_vil::{ErnieConfig, ModelConfig, Preprocessing, VitConfig};
@@ -288,9 +286,6 @@ fn the_gradient_of_every_weight_is_pytorchs() {
     assert_eq!(compared, found.len());
 }
 
-/// Burn's random numbers on the CPU are one stream for the whole process: who uses them holds this.
-static RANDOM: Mutex<()> = Mutex::new(());
-
 fn floats(bytes: &[u8]) -> Vec<f64> {
     let floats = bytes.as_chunks().0.iter();
     floats.map(|b| f64::from(f32::from_le_bytes(*b))).collect()
@@ -318,7 +313,7 @@ fn three_steps_are_pytorchs() {
         let expected = floats(view.data());
         let every = if found[name].len() > 512 { 8 } else { 1 };
         let found: Vec<f64> = found[name].iter().copied().step_by(every).collect();
-        assert_close(name, &found, &expected, if is_noise { 4e-3 } else { 2e-5 });
+        assert_close(name, &found, &expected, if is_noise { 4e-3 } else { 1e-5 });
         compared += 1;
     }
     assert_eq!(compared, found.len());
@@ -350,7 +345,6 @@ fn gradients_of_parts_are_those_of_the_whole_batch() {
 
 #[test]
 fn dropout_is_the_same_in_both_passes_over_a_part() {
-    let _alone = RANDOM.lock();
     // A second pass with another choice would give a gradient that does not lower the loss it was computed for: with
     // the same choice, a small step along it does.
     let tiny = Tiny::read();
@@ -380,7 +374,6 @@ fn small() -> (ModelConfig, RandomWeights) {
 
 #[test]
 fn a_resumed_run_is_the_run() {
-    let _alone = RANDOM.lock();
     let tiny = Tiny::read();
     let (config, weights) = small();
     let new = |source: &dyn TensorSource| {

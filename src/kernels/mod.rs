@@ -14,6 +14,8 @@ mod math;
 mod matmul;
 mod norm;
 mod simd;
+#[cfg(feature = "train")]
+pub(crate) mod train;
 
 pub use attention::{AttentionShape, Sequence, attention};
 pub use buffer::Buffer;

@@ -3,30 +3,11 @@
 use burn::module::Module;
 use burn::nn;
 use burn::tensor::activation::{gelu, relu, softmax};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use super::Observe;
 use super::load::Loader;
 use crate::{Activation, ErnieConfig, Result};
-
-/// The shares of values that training leaves out at random, each from 0 to below 1.
-#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Dropout {
-    /// Of the embedded tokens and of what each layer adds to them (`hidden_dropout_prob`).
-    pub hidden: f64,
-    /// Of the attention's weights (`attention_probs_dropout_prob`).
-    pub attention: f64,
-}
-
-/// Sets a share of the values to 0 and scales the others up, so that the expected sum stays.
-fn drop_out<const D: usize>(x: Tensor<D>, share: f64) -> Tensor<D> {
-    if share == 0.0 {
-        return x;
-    }
-    let kept = x.random_like(Distribution::Bernoulli(1.0 - share));
-    x * (kept / (1.0 - share))
-}
 
 /// An ERNIE encoder: post-norm blocks over the embedded tokens and a pooler over the first.
 #[derive(Module, Debug)]
@@ -34,6 +15,7 @@ pub struct Ernie {
     ln: nn::LayerNorm,
     blocks: Vec<ErnieBlock>,
     pooler: nn::Linear,
+    epsilon: f64,
 }
 
 #[derive(Module, Debug)]
@@ -79,6 +61,7 @@ impl Ernie {
             ln: norm("text_model.ln")?,
             blocks: (0..c.depth).map(block).collect::<Result<_>>()?,
             pooler: loader.burn_linear("text_model.pooler", c.width, c.width, device)?,
+            epsilon: c.epsilon,
         })
     }
 
@@ -86,12 +69,7 @@ impl Ernie {
     /// [batch, 1, 1, tokens] (0 for a token, -10000 for padding) to embeddings [batch, width], not
     /// normalised.
     pub fn forward(&self, embedded: Tensor<3>, key_bias: Tensor<4>) -> Tensor<2> {
-        self.forward_training(embedded, key_bias, Dropout::default())
-    }
-
-    /// As [`Ernie::forward`], with values left out at random as in training.
-    pub fn forward_training(&self, embedded: Tensor<3>, key_bias: Tensor<4>, dropout: Dropout) -> Tensor<2> {
-        self.run(embedded, key_bias, dropout, &mut Observe::new("text", None))
+        self.forward_observed(embedded, key_bias, &mut Observe::new("text", None))
     }
 
     pub(super) fn forward_observed(
@@ -100,24 +78,12 @@ impl Ernie {
         key_bias: Tensor<4>,
         observe: &mut Observe<'_>,
     ) -> Tensor<2> {
-        self.run(embedded, key_bias, Dropout::default(), observe)
-    }
-
-    fn run(
-        &self,
-        embedded: Tensor<3>,
-        key_bias: Tensor<4>,
-        dropout: Dropout,
-        observe: &mut Observe<'_>,
-    ) -> Tensor<2> {
         observe.tensor("embedding_sum", &embedded);
         let mut x = self.ln.forward(embedded);
         observe.tensor("embedding_ln", &x);
-        x = drop_out(x, dropout.hidden);
         for (i, block) in self.blocks.iter().enumerate() {
             observe.enter(format_args!("block.{i}"));
-            let is_last = i + 1 == self.blocks.len();
-            x = block.forward(x, key_bias.clone(), is_last, dropout, observe);
+            x = block.forward(x, key_bias.clone(), i + 1 == self.blocks.len(), observe);
             observe.leave();
         }
         let pooled = self.pooler.forward(x.squeeze_dim::<2>(1)).tanh();
@@ -133,7 +99,6 @@ impl ErnieBlock {
         x: Tensor<3>,
         key_bias: Tensor<4>,
         only_first: bool,
-        dropout: Dropout,
         observe: &mut Observe<'_>,
     ) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
@@ -151,20 +116,92 @@ impl ErnieBlock {
         let k = k.reshape([batch, tokens, self.heads, dq]).swap_dims(1, 2);
         let v = v.reshape([batch, tokens, self.heads, dv]).swap_dims(1, 2);
         let scores = q.matmul(k.transpose()) + key_bias;
-        let attended = drop_out(softmax(scores, 3), dropout.attention)
+        let attended = softmax(scores, 3)
             .matmul(v)
             .swap_dims(1, 2)
             .reshape([batch, rows, self.heads * dv]);
         let attended = self.o.forward(attended);
         observe.tensor("attn", &attended);
-        let x = self.ln1.forward(x + drop_out(attended, dropout.hidden));
+        let x = self.ln1.forward(x + attended);
         observe.tensor("ln1", &x);
         let hidden = self.ffn_i.forward(x.clone());
         let hidden = if self.has_relu { relu(hidden) } else { gelu(hidden) };
         let ffn = self.ffn_o.forward(hidden);
         observe.tensor("ffn", &ffn);
-        let x = self.ln2.forward(x + drop_out(ffn, dropout.hidden));
+        let x = self.ln2.forward(x + ffn);
         observe.tensor("", &x);
         x
+    }
+}
+
+/// The same with training's kernels, and with values left out at random.
+#[cfg(feature = "train")]
+mod training {
+    use burn::tensor::Tensor;
+
+    use super::{Ernie, ErnieBlock};
+    use crate::kernels::{Activation, AttentionShape};
+    use crate::towers::training::{dense, norm};
+    use crate::train::Dropping;
+    use crate::train::kernels::{add_drop_out, attention, drop_out, linear};
+
+    impl Ernie {
+        pub(crate) fn forward_training(
+            &self,
+            embedded: Tensor<3>,
+            key_bias: Tensor<4>,
+            dropping: &mut Dropping,
+        ) -> Tensor<2> {
+            let mut x = drop_out(norm(&self.ln, embedded, self.epsilon), dropping.hidden());
+            for (i, block) in self.blocks.iter().enumerate() {
+                let is_last = i + 1 == self.blocks.len();
+                x = block.forward_training(x, key_bias.clone(), is_last, self.epsilon, dropping);
+            }
+            dense(&self.pooler, x.squeeze_dim::<2>(1), Activation::None).tanh()
+        }
+    }
+
+    impl ErnieBlock {
+        fn forward_training(
+            &self,
+            x: Tensor<3>,
+            key_bias: Tensor<4>,
+            only_first: bool,
+            epsilon: f64,
+            dropping: &mut Dropping,
+        ) -> Tensor<3> {
+            let shape = AttentionShape {
+                heads: self.heads,
+                query_head_width: self.query_head_width,
+                value_head_width: self.value_head_width,
+            };
+            let parts = [&self.q, &self.k, &self.v];
+            let weight = Tensor::cat(parts.map(|part| part.weight.val()).to_vec(), 1);
+            let bias = parts.map(|part| part.bias.as_ref().expect("a bias").val());
+            let qkv = linear(
+                x.clone(),
+                weight,
+                Some(Tensor::cat(bias.to_vec(), 0)),
+                Activation::None,
+            );
+            let attended = attention(
+                qkv,
+                Some(key_bias),
+                &shape,
+                Some(dropping.attention()),
+                only_first,
+            );
+            let attended = dense(&self.o, attended, Activation::None);
+            let x = if only_first { x.narrow(1, 0, 1) } else { x };
+            let x = norm(&self.ln1, add_drop_out(x, attended, dropping.hidden()), epsilon);
+            let activation = if self.has_relu {
+                Activation::Relu
+            } else {
+                Activation::Gelu
+            };
+            let hidden = dense(&self.ffn_i, x.clone(), activation);
+            let ffn = dense(&self.ffn_o, hidden, Activation::None);
+            norm(&self.ln2, add_drop_out(x, ffn, dropping.hidden()), epsilon)
+        }
     }
 }

@@ -152,7 +152,11 @@ impl Loader<'_> {
 /// The parameter that a tensor of this name becomes. Its id stands for the name, so that gradients and an
 /// optimizer's state can be kept by name.
 pub(crate) fn parameter<const D: usize>(name: &str, tensor: Tensor<D>) -> Param<Tensor<D>> {
-    Param::initialized(parameter_id(name), tensor.require_grad())
+    let tensor = match tensor.device().is_autodiff() {
+        true => tensor.require_grad(),
+        false => tensor,
+    };
+    Param::initialized(parameter_id(name), tensor)
 }
 
 /// The id of the parameter of this name.

@@ -12,11 +12,13 @@
 mod ernie;
 mod host;
 mod load;
+#[cfg(feature = "train")]
+mod training;
 mod vit;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-pub use ernie::{Dropout, Ernie};
+pub use ernie::Ernie;
 pub use vit::Vit;
 
 use crate::kernels::Rows;

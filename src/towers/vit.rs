@@ -25,6 +25,7 @@ pub struct Vit {
     blocks: Vec<VitBlock>,
     norm_post: nn::LayerNorm,
     patch_size: usize,
+    epsilon: f64,
 }
 
 #[derive(Module, Debug)]
@@ -70,6 +71,7 @@ impl Vit {
             blocks: (0..c.depth).map(block).collect::<Result<_>>()?,
             norm_post: norm("visual.norm_post")?,
             patch_size: c.patch_size,
+            epsilon: c.epsilon,
         })
     }
 
@@ -78,15 +80,21 @@ impl Vit {
         self.forward_observed(pixels, &mut Observe::new("visual", None))
     }
 
-    pub(super) fn forward_observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
+    /// Pixels [batch, 3, size, size] to patches [batch, patches, 3 * patch * patch].
+    fn patches(&self, pixels: Tensor<4>) -> Tensor<3> {
         let [batch, channels, height, width] = pixels.dims();
         let p = self.patch_size;
         let (down, across) = (height / p, width / p);
         // [batch, 3, down, p, across, p] to [batch, down, across, 3, p, p]
-        let patches = pixels
+        pixels
             .reshape([batch, channels, down, p, across, p])
             .permute([0, 2, 4, 1, 3, 5])
-            .reshape([batch, down * across, channels * p * p]);
+            .reshape([batch, down * across, channels * p * p])
+    }
+
+    pub(super) fn forward_observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
+        let patches = self.patches(pixels);
+        let [batch, ..] = patches.dims();
         let x = patches.matmul(self.patch_embed.val().unsqueeze());
         observe.tensor("patch_embed", &x);
         let class = self.class_embedding.val().repeat_dim(0, batch);
@@ -144,5 +152,56 @@ impl VitBlock {
         let x = x + mlp;
         observe.tensor("", &x);
         x
+    }
+}
+
+/// The same with training's kernels.
+#[cfg(feature = "train")]
+mod training {
+    use burn::tensor::Tensor;
+
+    use super::{Vit, VitBlock};
+    use crate::kernels::{Activation, AttentionShape};
+    use crate::towers::training::{dense, norm};
+    use crate::train::kernels::{attention, linear};
+
+    impl Vit {
+        pub(crate) fn forward_training(&self, pixels: Tensor<4>) -> Tensor<2> {
+            let patches = self.patches(pixels);
+            let [batch, ..] = patches.dims();
+            let x = linear(patches, self.patch_embed.val(), None, Activation::None);
+            let class = self.class_embedding.val().repeat_dim(0, batch);
+            let x = Tensor::cat(vec![class, x], 1) + self.positional_embedding.val();
+            let mut x = norm(&self.norm_pre, x, self.epsilon);
+            for (i, block) in self.blocks.iter().enumerate() {
+                x = block.forward_training(x, i + 1 == self.blocks.len(), self.epsilon);
+            }
+            norm(&self.norm_post, x, self.epsilon).squeeze_dim(1)
+        }
+    }
+
+    impl VitBlock {
+        fn forward_training(&self, x: Tensor<3>, only_first: bool, epsilon: f64) -> Tensor<3> {
+            let [_, _, width] = x.dims();
+            let shape = AttentionShape {
+                heads: self.heads,
+                query_head_width: width / self.heads,
+                value_head_width: width / self.heads,
+            };
+            let qkv = dense(&self.qkv, norm(&self.norm1, x.clone(), epsilon), Activation::None);
+            let attended = dense(
+                &self.proj,
+                attention(qkv, None, &shape, None, only_first),
+                Activation::None,
+            );
+            let x = if only_first { x.narrow(1, 0, 1) } else { x };
+            let x = x + attended;
+            let hidden = dense(
+                &self.fc1,
+                norm(&self.norm2, x.clone(), epsilon),
+                Activation::QuickGelu,
+            );
+            x + dense(&self.fc2, hidden, Activation::None)
+        }
     }
 }

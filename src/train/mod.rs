@@ -5,10 +5,14 @@
 //! weighted sum of symmetric InfoNCE terms over [`Pair`]s of them. A [`Trainer`] takes steps on [`Batch`]es;
 //! it reads no file and prints nothing.
 
+mod dropout;
+pub mod kernels;
 mod loss;
 mod model;
 mod optimizer;
 
+pub use dropout::Dropout;
+pub(crate) use dropout::Dropping;
 pub use loss::{EqualTexts, Loss, Pair, View, check_pairs, contrastive_loss};
 pub use model::{FIRST_TEMPERATURE, TEMPERATURE, Trainable, Weights, tensors};
 pub use optimizer::{OptimizerSettings, Schedule};
@@ -18,7 +22,6 @@ use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
 
 use crate::random::Random;
-use crate::towers::Dropout;
 use crate::weights::TensorSource;
 use crate::{Error, ModelConfig, Result};
 
@@ -133,7 +136,6 @@ pub struct Gradients {
 pub struct Trainer {
     config: ModelConfig,
     settings: Settings,
-    device: Device,
     model: Trainable,
     optimizer: ModuleOptimizer,
     step: u64,
@@ -163,7 +165,6 @@ impl Trainer {
         Ok(Self {
             config,
             settings,
-            device,
             model,
             optimizer,
             step: 0,
@@ -217,10 +218,11 @@ impl Trainer {
         View::ALL.into_iter().filter(named).collect()
     }
 
-    /// Makes what is random in a part of the batch a function of the seed, the step and the part.
-    fn seed_part(&self, part: usize) {
-        self.device
-            .seed(seed_of(&[self.settings.seed, self.step, part as u64]));
+    /// The embeddings of the views of a part of the batch. What dropout leaves out is a function of the seed, the step
+    /// and the part.
+    fn embed(&self, model: &Trainable, views: &[View], part: usize, rows: &Batch) -> Vec<(View, Tensor<2>)> {
+        let seed = seed_of(&[self.settings.seed, self.step, part as u64]);
+        model.embed_views(views, rows, &mut Dropping::new(self.settings.dropout, seed))
     }
 
     /// The loss of a batch and its gradients with respect to all parameters that are trained.
@@ -237,8 +239,7 @@ impl Trainer {
             contrastive_loss(embeddings, &self.settings.pairs, temperature, equal.as_ref())
         };
         if at_once == rows {
-            self.seed_part(0);
-            let loss = loss(&self.model.embed_views(&views, batch, self.settings.dropout));
+            let loss = loss(&self.embed(&self.model, &views, 0, batch));
             let gradients = GradientsParams::from_grads(loss.total.backward(), &self.model);
             return Gradients::new(gradients, &loss);
         }
@@ -250,12 +251,7 @@ impl Trainer {
         let plain = self.model.valid();
         let mut embeddings: Vec<(View, Vec<Tensor<2>>)> = Vec::new();
         for (i, part) in parts.iter().enumerate() {
-            self.seed_part(i);
-            for (at, (view, x)) in plain
-                .embed_views(&views, part, self.settings.dropout)
-                .into_iter()
-                .enumerate()
-            {
+            for (at, (view, x)) in self.embed(&plain, &views, i, part).into_iter().enumerate() {
                 if i == 0 {
                     embeddings.push((view, Vec::new()));
                 }
@@ -278,9 +274,8 @@ impl Trainer {
         // Part by part, the same embeddings once more with a graph; the sum of their products with those
         // gradients has the loss's gradients with respect to the weights.
         for (i, part) in parts.iter().enumerate() {
-            self.seed_part(i);
-            let embedded = self.model.embed_views(&views, part, self.settings.dropout);
-            let products = embedded
+            let products = self
+                .embed(&self.model, &views, i, part)
                 .into_iter()
                 .zip(&leaf_gradients)
                 .map(|((_, x), gradient)| {

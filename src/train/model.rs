@@ -7,8 +7,9 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData as BurnData};
 
+use super::dropout::Dropping;
 use super::loss::View;
-use crate::towers::{Dropout, Ernie, Loader, PATCH_EMBED, Vit, parameter, parameter_id};
+use crate::towers::{Ernie, Loader, PATCH_EMBED, Vit, parameter, parameter_id};
 use crate::weights::{self, TensorData, TensorSource};
 use crate::{ErnieConfig, Error, ModelConfig, Result};
 
@@ -98,7 +99,7 @@ impl Trainable {
 
     /// Texts, each its ids without padding, to embeddings [texts, width], not normalised. Texts of like
     /// length go together, so that little padding is computed.
-    pub fn embed_texts(&self, texts: &[&[u32]], dropout: Dropout) -> Tensor<2> {
+    pub(crate) fn embed_texts(&self, texts: &[&[u32]], dropout: &mut Dropping) -> Tensor<2> {
         /// Texts that go together at most: enough to keep the cores busy.
         const GROUP: usize = 64;
         let device = self.words.device();
@@ -119,7 +120,7 @@ impl Trainable {
         Tensor::cat(groups, 0).select(0, place)
     }
 
-    fn embed_group(&self, texts: &[&[u32]], dropout: Dropout, device: &Device) -> Tensor<2> {
+    fn embed_group(&self, texts: &[&[u32]], dropout: &mut Dropping, device: &Device) -> Tensor<2> {
         let (count, longest) = (texts.len(), texts.iter().map(|t| t.len()).max().unwrap_or(0));
         let mut ids = vec![0i32; count * longest];
         let mut bias = vec![-10_000.0f32; count * longest];
@@ -144,11 +145,11 @@ impl Trainable {
     }
 
     /// The embeddings of the views, each [rows, width]. Views of one tower are computed together.
-    pub fn embed_views(
+    pub(crate) fn embed_views(
         &self,
         views: &[View],
         batch: &super::Batch,
-        dropout: Dropout,
+        dropout: &mut Dropping,
     ) -> Vec<(View, Tensor<2>)> {
         let rows = batch.rows();
         let device = self.words.device();
@@ -169,7 +170,10 @@ impl Trainable {
             }
             let size = batch.image_size;
             let pixels = BurnData::new(pixels, [images.len() * rows, 3, size, size]);
-            split(&images, self.image.forward(Tensor::from_data(pixels, &device)));
+            split(
+                &images,
+                self.image.forward_training(Tensor::from_data(pixels, &device)),
+            );
         }
         if !texts.is_empty() {
             let mut all: Vec<&[u32]> = Vec::new();

@@ -1,0 +1,44 @@
+//! What dropout leaves out.
+
+use serde::{Deserialize, Serialize};
+
+use super::kernels::DropoutMask;
+use crate::random::Random;
+
+/// The shares of values that training leaves out of a text at random, each from 0 to below 1.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dropout {
+    /// Of the embedded tokens and of what each layer adds to them (`hidden_dropout_prob`).
+    pub hidden: f64,
+    /// Of the attention's weights (`attention_probs_dropout_prob`).
+    pub attention: f64,
+}
+
+/// The choices of one forward pass, in the order of their use: a seed's are always the same.
+pub(crate) struct Dropping {
+    rates: Dropout,
+    random: Random,
+}
+
+impl Dropping {
+    pub(crate) fn new(rates: Dropout, seed: u64) -> Self {
+        Self {
+            rates,
+            random: Random::new(seed),
+        }
+    }
+
+    pub(crate) fn hidden(&mut self) -> DropoutMask {
+        self.mask(self.rates.hidden)
+    }
+
+    pub(crate) fn attention(&mut self) -> DropoutMask {
+        self.mask(self.rates.attention)
+    }
+
+    fn mask(&mut self, share: f64) -> DropoutMask {
+        let seed = self.random.bits();
+        DropoutMask { seed, share }
+    }
+}
