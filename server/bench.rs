@@ -14,9 +14,11 @@ use ernie_vil::weights::RandomWeights;
 use ernie_vil::{ErnieConfig, ModelConfig, Preprocessing, VitConfig};
 use serde_json::{Value, json};
 
-use crate::builtin;
 use crate::cli::{self, Stage, Structure};
 use crate::model::{self, Model, Towers};
+
+/// Forty photographs as JPEGs of the usual kinds, to decode.
+const PICTURES: &[u8] = include_bytes!("../tests/goldens/coco_cn_style.tsv");
 
 /// Rows of the score matrix.
 const SCORED: usize = 5_000;
@@ -169,7 +171,7 @@ impl Bench {
 
     /// Decoding and preprocessing of the recorded pictures, on one thread.
     fn images(&self, config: &ModelConfig, report: &mut Value) -> Result<()> {
-        let pairs = PairReader::new(builtin::PAIRS).collect::<ernie_vil::Result<Vec<_>>>()?;
+        let pairs = PairReader::new(PICTURES).collect::<ernie_vil::Result<Vec<_>>>()?;
         let limits = Limits::default();
         let decoded = |pair: &ernie_vil::pairs::Pair| decode(&decode_base64(&pair.image)?, &limits);
         let images = pairs.iter().map(decoded).collect::<ernie_vil::Result<Vec<_>>>()?;

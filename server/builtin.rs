@@ -1,48 +1,77 @@
-//! The recorded model and pairs inside the binary, for a first run without any file.
+//! The small model and the pairs inside the binary, for a first run without any file.
 
-use anyhow::{Context, Result};
-use ernie_vil::weights::{Checkpoint, text_config_from_original, vision_config_from_original};
-use ernie_vil::{ModelConfig, Preprocessing};
+use anyhow::Result;
+use ernie_vil::ModelConfig;
 
 use crate::cli;
 use crate::model::Model;
 
-const WEIGHTS: &[u8] = include_bytes!("../tests/goldens/models/tiny.pdparams");
-const TEXT_CONFIG: &[u8] = include_bytes!("../tests/goldens/models/tiny_text_config.json");
-const IMAGE_CONFIG: &[u8] = include_bytes!("../tests/goldens/models/tiny_vision_config.json");
-const VOCAB: &[u8] = include_bytes!("../tests/goldens/vocab_tiny.txt");
+/// What the user must know of the model.
+pub const NOTICE: &str = "scenes: a small model trained on drawn pictures; not ERNIE-ViL's weights";
 
-/// Forty captions with their pictures, in the original's format.
-pub const PAIRS: &[u8] = include_bytes!("../tests/goldens/coco_cn_style.tsv");
-
-/// What the user must know of them.
-pub const NOTICE: &str = "note: no --model given, so this is \"tiny\": a recorded test model with RANDOM weights. \
-     Its numbers check the arithmetic and say nothing about ERNIE-ViL 2.0.";
+/// "scenes" (models/scenes).
+#[cfg(feature = "scenes")]
+mod scenes {
+    pub const CONFIG: &[u8] = include_bytes!("../models/scenes/config.json");
+    pub const VOCAB: &[u8] = include_bytes!("../models/scenes/vocab.txt");
+    pub const IMAGE: &[u8] = include_bytes!("../models/scenes/image.safetensors");
+    pub const TEXT: &[u8] = include_bytes!("../models/scenes/text.safetensors");
+    pub const PAIRS: &[u8] = include_bytes!("../models/scenes/test.tsv");
+}
 
 /// What is known of the model without loading it.
+#[cfg(feature = "scenes")]
 pub fn config() -> Result<ModelConfig> {
-    Ok(ModelConfig {
-        format: ModelConfig::FORMAT,
-        name: "tiny (random weights, for tests)".into(),
-        published: None,
-        image: vision_config_from_original(IMAGE_CONFIG)?,
-        text: text_config_from_original(TEXT_CONFIG)?,
-        preprocessing: Preprocessing::Original,
-        max_text_tokens: 48,
-        // Vectors of the same checkpoint converted to a folder carry a fingerprint of their own; these
-        // are never kept beside them.
-        fingerprint: "built-in tiny".into(),
-        sources: Vec::new(),
-    })
+    Ok(ModelConfig::from_json(scenes::CONFIG)?)
 }
 
 /// Loads the model.
+#[cfg(feature = "scenes")]
 pub fn model(device: cli::Device) -> Result<Model> {
-    let weights = Checkpoint::parse(WEIGHTS)?;
-    Model::from_parts(config()?, VOCAB, &weights, device).context("the built-in model")
+    use anyhow::Context;
+    use ernie_vil::weights::{SafetensorsFile, TensorSource};
+    let (image, text) = (
+        SafetensorsFile::parse(scenes::IMAGE)?,
+        SafetensorsFile::parse(scenes::TEXT)?,
+    );
+    let sources: [&dyn TensorSource; 2] = [&image, &text];
+    Model::from_parts(config()?, scenes::VOCAB, sources, device).context("the built-in model")
 }
 
 /// The model's vocabulary.
-pub fn vocab() -> &'static [u8] {
-    VOCAB
+#[cfg(feature = "scenes")]
+pub fn vocab() -> Result<&'static [u8]> {
+    Ok(scenes::VOCAB)
+}
+
+/// A thousand captions with their pictures, none of which the model saw in training.
+#[cfg(feature = "scenes")]
+pub fn pairs() -> Result<&'static [u8]> {
+    Ok(scenes::PAIRS)
+}
+
+/// Why there is no model.
+#[cfg(not(feature = "scenes"))]
+fn missing<T>(flag: &str) -> Result<T> {
+    anyhow::bail!("no {flag} given, and this binary was built without a model inside (the feature `scenes`)")
+}
+
+#[cfg(not(feature = "scenes"))]
+pub fn config() -> Result<ModelConfig> {
+    missing("--model")
+}
+
+#[cfg(not(feature = "scenes"))]
+pub fn model(_device: cli::Device) -> Result<Model> {
+    missing("--model")
+}
+
+#[cfg(not(feature = "scenes"))]
+pub fn vocab() -> Result<&'static [u8]> {
+    missing("--model")
+}
+
+#[cfg(not(feature = "scenes"))]
+pub fn pairs() -> Result<&'static [u8]> {
+    missing("--input")
 }

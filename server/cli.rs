@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// ERNIE-ViL 2.0: Chinese captions and images as vectors of one space.
 ///
-/// Without --model the small recorded model inside the binary is used, whose weights are random: it
-/// shows that everything works, not how well ERNIE-ViL 2.0 retrieves.
+/// Without --model the small model "scenes" inside the binary is used, trained on drawn pictures: it shows
+/// that everything works, not how well ERNIE-ViL 2.0 retrieves.
 #[derive(Debug, Parser)]
 #[command(name = "ernie-vil", version, max_term_width = 100)]
 pub struct Cli {
@@ -179,7 +179,7 @@ pub struct Download {
 
 #[derive(Debug, Args)]
 pub struct ModelArg {
-    /// The model folder; without it the small recorded model with random weights
+    /// The model folder; without it the small model "scenes" inside the binary
     #[arg(long, short, env = "ERNIE_VIL_MODEL", value_name = "FOLDER")]
     pub model: Option<PathBuf>,
 }

@@ -85,7 +85,7 @@ fn configured(config: &RunConfig, device: cli::Device) -> Result<Model> {
         fingerprint: format!("{} without a model folder", config.init_from_params.display()),
         sources: Vec::new(),
     };
-    let model = Model::from_parts(model_config, &vocab, &checkpoint, device)
+    let model = Model::from_parts(model_config, &vocab, [&checkpoint, &checkpoint], device)
         .with_context(|| config.init_from_params.display().to_string())?;
     let vocabulary = ernie_vil::text::Vocabulary::parse(&vocab)?;
     let found = [vocabulary.pad(), vocabulary.cls(), vocabulary.sep()];

@@ -30,18 +30,14 @@ pub fn run(args: &cli::Eval, global: &cli::Global) -> Result<()> {
             evaluate(&model, open()?, &name, args, global, progress)
         }
         None => {
+            let pairs = builtin::pairs()?;
             if !global.quiet {
-                eprintln!("note: no --input given, so these are the 40 recorded test pairs");
+                eprintln!(
+                    "no --input given, so these are the 1,000 drawn pictures that \"scenes\" is tested with"
+                );
             }
-            progress.set_total(Some(40));
-            evaluate(
-                &model,
-                builtin::PAIRS,
-                "the recorded pairs",
-                args,
-                global,
-                progress,
-            )
+            progress.set_total(Some(count_rows(pairs)?));
+            evaluate(&model, pairs, "the built-in pairs", args, global, progress)
         }
     }
 }

@@ -48,16 +48,17 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads both towers of the model that the command line names, or the recorded model where it names none,
-    /// of which it says so.
+    /// Loads both towers of the model that the command line names, or the built-in one where it names none, of which
+    /// it says so.
     pub fn load(model: &cli::ModelArg, device: &cli::DeviceArgs, global: &cli::Global) -> Result<Self> {
         match &model.model {
             Some(folder) => Self::open(folder, Towers::BOTH, device.device),
             None => {
+                let model = builtin::model(device.device)?;
                 if !global.quiet {
                     eprintln!("{}", builtin::NOTICE);
                 }
-                builtin::model(device.device)
+                Ok(model)
             }
         }
     }
@@ -106,12 +107,12 @@ impl Model {
     pub fn from_parts(
         config: ModelConfig,
         vocab: &[u8],
-        weights: &dyn TensorSource,
+        [image, text]: [&dyn TensorSource; 2],
         device: cli::Device,
     ) -> Result<Self> {
         Ok(Self {
             tokenizer: tokenizer(vocab, &config.text).context("the vocabulary")?,
-            encoder: encoder(config, Some(weights), Some(weights), device).context("the weights")?,
+            encoder: encoder(config, Some(image), Some(text), device).context("the weights")?,
         })
     }
 

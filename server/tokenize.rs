@@ -24,7 +24,7 @@ pub fn run(args: &cli::Tokenize) -> Result<()> {
             let vocab = model::read(&folder.join(model::VOCAB), model::LARGEST_VOCAB)?;
             model::tokenizer(&vocab, &model::read_config(folder)?.text)?
         }
-        None => model::tokenizer(builtin::vocab(), &builtin::config()?.text)?,
+        None => model::tokenizer(builtin::vocab()?, &builtin::config()?.text)?,
     };
     let (name, input): (String, Box<dyn Read>) = match &args.file {
         Some(path) => {
