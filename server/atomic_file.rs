@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+/// What a folder's name has behind it while another one takes its place.
+const OLD: &str = ".old";
+
 /// A file being written beside its target, as `<target>.part`, and renamed when it is complete.
 ///
 /// Dropped before [`commit`](Self::commit) it is removed, unless [`keep`](Self::keep) was called.
@@ -115,6 +118,45 @@ impl Seek for AtomicFile {
     fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
         self.file.seek(position)
     }
+}
+
+/// Makes a folder that appears under its name only when `fill` has completed it, in the place of what had the
+/// name. Where `fill` fails nothing is left of it, and what had the name stays.
+pub fn write_folder<T>(target: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let (part, old) = (beside(target, ".part"), beside(target, OLD));
+    let remove = |folder: &Path| match folder.exists() {
+        true => fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display())),
+        false => Ok(()),
+    };
+    let rename = |from: &Path, to: &Path| {
+        fs::rename(from, to).with_context(|| format!("renaming {} to {}", from.display(), to.display()))
+    };
+    restore_folder(target)?;
+    remove(&part)?;
+    fs::create_dir_all(&part).with_context(|| format!("creating {}", part.display()))?;
+    let filled = fill(&part).inspect_err(|_| {
+        // What is half written is of no use to anybody.
+        let _ = fs::remove_dir_all(&part);
+    })?;
+    // A folder cannot be renamed over another one. Between the two renames only the old one is there, beside its
+    // name, where `restore_folder` finds it.
+    remove(&old)?;
+    if target.exists() {
+        rename(target, &old)?;
+    }
+    rename(&part, target)?;
+    remove(&old)?;
+    Ok(filled)
+}
+
+/// Gives a folder its name back where [`write_folder`] was cut off between taking it away and putting the new one
+/// there.
+pub fn restore_folder(target: &Path) -> Result<()> {
+    let old = beside(target, OLD);
+    if !target.exists() && old.exists() {
+        fs::rename(&old, target).with_context(|| format!("renaming {}", old.display()))?;
+    }
+    Ok(())
 }
 
 /// The path with `suffix` behind its file name.

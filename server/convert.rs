@@ -12,7 +12,7 @@ use ernie_vil::weights::{
 use ernie_vil::{ErnieConfig, ModelConfig, ModelSource, Preprocessing, Published, VitConfig};
 use sha2::{Digest, Sha256};
 
-use crate::atomic_file::beside;
+use crate::atomic_file;
 use crate::cli;
 use crate::model::{self, CONFIG, IMAGE, MANIFEST, TEXT, VOCAB};
 use crate::progress::{Progress, Unit};
@@ -129,25 +129,9 @@ pub fn write_folder(
     dtype: cli::Dtype,
     quiet: bool,
 ) -> Result<Vec<String>> {
-    let part = beside(output, ".part");
-    if part.exists() {
-        fs::remove_dir_all(&part).with_context(|| format!("removing {}", part.display()))?;
-    }
-    fs::create_dir_all(&part).with_context(|| format!("creating {}", part.display()))?;
-    let extra = match write(&part, weights, config, vocab, dtype, quiet) {
-        Ok(extra) => extra,
-        Err(error) => {
-            // What is half written is of no use to anybody.
-            let _ = fs::remove_dir_all(&part);
-            return Err(error);
-        }
-    };
-    if output.exists() {
-        fs::remove_dir_all(output).with_context(|| format!("removing {}", output.display()))?;
-    }
-    fs::rename(&part, output)
-        .with_context(|| format!("renaming {} to {}", part.display(), output.display()))?;
-    Ok(extra)
+    atomic_file::write_folder(output, |folder| {
+        write(folder, weights, config, vocab, dtype, quiet)
+    })
 }
 
 /// Writes the folder's files and returns the names of the tensors that were left out.

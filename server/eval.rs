@@ -7,7 +7,6 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use ernie_vil::pairs::{PairReader, count_rows};
 use ernie_vil::recall::{self, Report};
-use ernie_vil::vectors::Embeddings;
 
 use crate::cli;
 use crate::model::Model;
@@ -55,27 +54,19 @@ fn evaluate(
         on_error: args.rows.on_error,
     };
     let (start, times) = (Instant::now(), Times::default());
-    let (mut texts, mut images, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-    pipeline::run(model, PairReader::new(input), name, &options, &times, |batch| {
-        progress.add((batch.ids.len() + batch.skipped.len()) as u64);
-        texts.extend_from_slice(batch.text.data());
-        images.extend_from_slice(batch.image.data());
-        skipped.extend(batch.skipped);
-        Ok(())
-    })?;
+    let reader = PairReader::new(input);
+    let all = pipeline::embed_all(model, reader, name, &options, &times, |rows| progress.add(rows))?;
     let embedded = start.elapsed();
     drop(progress);
-    let side = |values: Vec<f32>, width: usize| Embeddings::new(values.len() / width, width, values);
-    let text = side(texts, model.config().text.width)?;
-    let image = side(images, model.config().image.width)?;
     let start = Instant::now();
-    let ranks = recall::ranks(&text, &image, recall::Options::default()).with_context(|| name.to_owned())?;
+    let ranks =
+        recall::ranks(&all.text, &all.image, recall::Options::default()).with_context(|| name.to_owned())?;
     let report = Report::new(&ranks)?;
     if !global.quiet {
-        eprintln!("{}", pipeline::summary(text.rows() as u64, embedded, &times));
+        eprintln!("{}", pipeline::summary(all.text.rows() as u64, embedded, &times));
         eprintln!("scored in {:.2} s", start.elapsed().as_secs_f64());
     }
-    for row in &skipped {
+    for row in &all.skipped {
         eprintln!("skipped line {}: {}", row.line, row.reason);
     }
     score::print(&report, args.format, model.config().published);

@@ -256,6 +256,38 @@ fn embed(model: &Model, batch: Prepared, times: &Times) -> Result<Batch> {
     })
 }
 
+/// The vectors of a whole input.
+pub struct Embedded {
+    pub text: Embeddings,
+    pub image: Embeddings,
+    pub skipped: Vec<Skipped>,
+}
+
+/// As [`run`], with all batches put together. `count` is told of so many more rows.
+pub fn embed_all<R: BufRead + Send>(
+    model: &Model,
+    reader: PairReader<R>,
+    name: &str,
+    options: &Options,
+    times: &Times,
+    count: impl Fn(u64),
+) -> Result<Embedded> {
+    let (mut texts, mut images, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    run(model, reader, name, options, times, |batch| {
+        count((batch.ids.len() + batch.skipped.len()) as u64);
+        texts.extend_from_slice(batch.text.data());
+        images.extend_from_slice(batch.image.data());
+        skipped.extend(batch.skipped);
+        Ok(())
+    })?;
+    let side = |values: Vec<f32>, width: usize| Embeddings::new(values.len() / width, width, values);
+    Ok(Embedded {
+        text: side(texts, model.config().text.width)?,
+        image: side(images, model.config().image.width)?,
+        skipped,
+    })
+}
+
 /// What a run took, for people: the rate, and each stage's share.
 pub fn summary(rows: u64, elapsed: Duration, times: &Times) -> String {
     let seconds = elapsed.as_secs_f64();

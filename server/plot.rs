@@ -43,18 +43,11 @@ pub fn curves(title: &str, loss: &[(f64, f64)], recall: &[(f64, f64)]) -> Result
                 .draw_series(LineSeries::new(points, colour.stroke_width(2)))
                 .map_err(failed)?;
         }
-        root_present(&panels)?;
+        for panel in &panels {
+            panel.present().map_err(failed)?;
+        }
     }
     Ok(svg)
-}
-
-fn root_present(panels: &[DrawingArea<SVGBackend<'_>, plotters::coord::Shift>]) -> Result<()> {
-    for panel in panels {
-        panel
-            .present()
-            .map_err(|error| anyhow!("drawing the curves: {error}"))?;
-    }
-    Ok(())
 }
 
 /// Means of neighbours, so that no more than [`MOST_POINTS`] are left.

@@ -1,7 +1,7 @@
 //! `ernie-vil train`: from pairs and a configuration to a model folder.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,12 +12,11 @@ use ernie_vil::recall::{self, Report};
 use ernie_vil::text::Tokenizer;
 use ernie_vil::towers::{DualEncoder, Engine};
 use ernie_vil::train::{self, StepReport, Trainer};
-use ernie_vil::vectors::Embeddings;
 use ernie_vil::weights::{Dtype, RandomWeights, SafetensorsFile, TensorSource, write_safetensors};
 use ernie_vil::{ModelConfig, Preprocessing};
 use serde::{Deserialize, Serialize};
 
-use crate::atomic_file::{AtomicFile, beside};
+use crate::atomic_file::{self, AtomicFile};
 use crate::cli::{self, OnError};
 use crate::convert;
 use crate::model::{self, IMAGE, Model, TEXT, VOCAB};
@@ -100,6 +99,7 @@ impl<'a> Run<'a> {
             data.rows()
         );
         let checkpoint = config.output.join(CHECKPOINT);
+        atomic_file::restore_folder(&checkpoint)?;
         ensure!(
             resume || !checkpoint.exists(),
             "{} is there already; --resume goes on from it, or choose another output",
@@ -232,11 +232,7 @@ impl<'a> Run<'a> {
         })?;
         drop(progress);
         let folder = output.join(MODEL);
-        let sources = Vec::new();
-        let mut model = ModelConfig {
-            sources,
-            ..self.model
-        };
+        let mut model = self.model;
         convert::write_folder(
             &folder,
             &trainer.weights(),
@@ -257,6 +253,7 @@ fn start(config: &TrainConfig) -> Result<(Vec<u8>, ModelConfig)> {
         let model = ModelConfig {
             name: config.name.clone(),
             published: None,
+            sources: Vec::new(),
             ..model::read_config(folder)?
         };
         return Ok((read(&folder.join(VOCAB))?, model));
@@ -333,22 +330,9 @@ fn validate(trainer: &Trainer, config: &ModelConfig, vocab: &[u8], path: &Path, 
         batch_size: 64,
         on_error: OnError::Stop,
     };
-    let (mut texts, mut images) = (Vec::new(), Vec::new());
-    pipeline::run(
-        &model,
-        PairReader::new(file),
-        &name,
-        &options,
-        &Times::default(),
-        |batch| {
-            texts.extend_from_slice(batch.text.data());
-            images.extend_from_slice(batch.image.data());
-            Ok(())
-        },
-    )?;
-    let width = config.text.width;
-    let side = |values: Vec<f32>| Embeddings::new(values.len() / width, width, values);
-    let ranks = recall::ranks(&side(texts)?, &side(images)?, recall::Options::default())?;
+    let reader = PairReader::new(file);
+    let all = pipeline::embed_all(&model, reader, &name, &options, &Times::default(), |_| ())?;
+    let ranks = recall::ranks(&all.text, &all.image, recall::Options::default())?;
     let figures = Report::new(&ranks)?.figures();
     let direction = |r: recall::Recall| [r.r1 * 100.0, r.r5 * 100.0, r.r10 * 100.0];
     Ok(Metric::Validation {
@@ -362,12 +346,7 @@ fn validate(trainer: &Trainer, config: &ModelConfig, vocab: &[u8], path: &Path, 
 /// Writes the checkpoint, which takes the earlier one's place only when it is complete.
 fn save(trainer: &Trainer, model: &ModelConfig, config: &TrainConfig) -> Result<()> {
     let folder = config.output.join(CHECKPOINT);
-    let part = beside(&folder, ".part");
-    let write = || -> Result<()> {
-        if part.exists() {
-            fs::remove_dir_all(&part)?;
-        }
-        fs::create_dir_all(&part)?;
+    let fill = |part: &Path| {
         let file = |name: &str, write: &dyn Fn(&mut File) -> Result<()>| -> Result<()> {
             let mut file = File::create(part.join(name)).with_context(|| name.to_owned())?;
             write(&mut file)
@@ -376,7 +355,7 @@ fn save(trainer: &Trainer, model: &ModelConfig, config: &TrainConfig) -> Result<
         };
         let weights = trainer.weights();
         file(WEIGHTS, &|file| {
-            let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
+            let mut out = BufWriter::with_capacity(1 << 20, file);
             write_safetensors(&mut out, &weights, &train::tensors(model), Dtype::F32)?;
             Ok(out.flush()?)
         })?;
@@ -391,27 +370,13 @@ fn save(trainer: &Trainer, model: &ModelConfig, config: &TrainConfig) -> Result<
             Ok(file.write_all(&serde_json::to_vec_pretty(&state)?)?)
         })
     };
-    if let Err(error) = write() {
-        // What is half written is of no use; the earlier checkpoint is still there.
-        let _ = fs::remove_dir_all(&part);
-        return Err(error).with_context(|| {
-            format!(
-                "saving the checkpoint of step {} to {} (an earlier one stays as it was)",
-                trainer.steps(),
-                folder.display()
-            )
-        });
-    }
-    let old = beside(&folder, ".old");
-    if old.exists() {
-        fs::remove_dir_all(&old).with_context(|| format!("removing {}", old.display()))?;
-    }
-    if folder.exists() {
-        fs::rename(&folder, &old).with_context(|| format!("renaming {}", folder.display()))?;
-    }
-    fs::rename(&part, &folder).with_context(|| format!("renaming {}", part.display()))?;
-    let _ = fs::remove_dir_all(&old);
-    Ok(())
+    atomic_file::write_folder(&folder, fill).with_context(|| {
+        format!(
+            "saving the checkpoint of step {} to {} (an earlier one stays as it was)",
+            trainer.steps(),
+            folder.display()
+        )
+    })
 }
 
 /// The metrics file, and what it holds.

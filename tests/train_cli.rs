@@ -214,6 +214,14 @@ fn a_run_that_was_cut_off_is_resumed_to_the_same_curve() {
             bytes(&folder.path("whole").join(file))
         );
     }
+    // Cut off while one checkpoint took another's place: the earlier one is found beside its name.
+    fs::rename(folder.path("run/checkpoint"), folder.path("run/checkpoint.old")).unwrap();
+    success(&folder.train(&["part.yaml", "--resume"]));
+    assert_eq!(
+        comparable(&folder.metrics("run")),
+        comparable(&folder.metrics("whole"))
+    );
+    assert!(folder.path("run/checkpoint").exists() && !folder.path("run/checkpoint.old").exists());
     // Another configuration would not be the same run.
     folder.config("other.yaml", &[("1.0e-3", "2.0e-3")]);
     let error = failure(&folder.train(&["other.yaml", "--resume"]));

@@ -191,10 +191,15 @@ const ACTIVATIONS: [Activation; 4] = [
 fn activations() {
     for activation in ACTIVATIONS {
         for (n, size) in [(1, 1.0), (37, 9.0), (40_000, 4.0), (1000, 60.0)] {
-            let x = leaf([1, n], 4) * size;
+            let x = leaf([n, 1], 4) * size;
             let x = [Tensor::from_data(x.into_data(), &Device::flex().autodiff()).require_grad()];
-            let got =
-                on_threads(|| run::<2, 2>(&x, &[], |x, _| kernels::activation(x[0].clone(), activation)));
+            // A layer that hands its one input on.
+            let same = constant(vec![1.0], [1, 1]);
+            let got = on_threads(|| {
+                run::<2, 2>(&x, &[], |x, _| {
+                    kernels::linear(x[0].clone(), same.clone(), None, activation)
+                })
+            });
             let expected = run::<2, 2>(&x, &[], |x, _| composed(x[0].clone(), activation));
             assert_all_near(&format!("{activation:?} {n}"), &got, &expected);
         }

@@ -192,38 +192,6 @@ unsafe fn store_up_to<S: Simd>(p: *mut f32, v: S::V, n: usize) {
 
 // ------------------------------------------------------------------------------------------- activations
 
-/// activation(x).
-pub fn activate(x: &[f32], activation: Activation) -> Vec<f32> {
-    let run = |out: Shared| {
-        blocks_of_values(x.len(), |start, n| {
-            // SAFETY: each block has values of its own.
-            unsafe { activate_values(x.as_ptr().add(start), out.get().add(start), n, activation) }
-        });
-    };
-    // SAFETY: the blocks are all values.
-    unsafe { filled(x.len(), run) }
-}
-
-/// Multiplies the gradient with respect to activation(x) by the activation's slope at x.
-pub fn activate_backward(x: &[f32], gradient: &mut [f32], activation: Activation) {
-    assert_eq!(x.len(), gradient.len());
-    let out = Shared(gradient.as_mut_ptr());
-    blocks_of_values(x.len(), |start, n| {
-        // SAFETY: each block has values of its own.
-        unsafe {
-            let at = out.get().add(start);
-            slope_values(x.as_ptr().add(start), at, at, n, activation);
-        }
-    });
-}
-
-fn blocks_of_values(len: usize, task: impl Fn(usize, usize) + Sync + Send) {
-    const BLOCK: usize = 16 * 1024;
-    for_each(len.div_ceil(BLOCK), true, |block| {
-        task(block * BLOCK, BLOCK.min(len - block * BLOCK));
-    });
-}
-
 dispatch! {
     unsafe fn activate_values(x: *const f32, out: *mut f32, n: usize, activation: Activation) = activate_with
 }
@@ -245,11 +213,7 @@ unsafe fn activate_with<S: Simd>(x: *const f32, out: *mut f32, n: usize, activat
     }
 }
 
-dispatch! {
-    unsafe fn slope_values(x: *const f32, gradient: *const f32, out: *mut f32, n: usize, activation: Activation) = slope_with
-}
-
-/// out = gradient * activation'(x). `out` may be `gradient`.
+/// out = gradient * activation'(x).
 #[inline(always)]
 unsafe fn slope_with<S: Simd>(
     x: *const f32,

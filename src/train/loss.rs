@@ -1,5 +1,7 @@
 //! The multi-view contrastive loss.
 
+use std::collections::HashMap;
+
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -113,14 +115,9 @@ impl EqualTexts {
     /// Numbers rows by what their texts are.
     pub fn of<T: AsRef<[u32]>>(captions: &[T], tags: &[T]) -> Self {
         let number = |texts: &[T]| {
-            let mut first = std::collections::HashMap::new();
-            let mut number = |(i, text)| *first.entry(text).or_insert(i);
-            texts
-                .iter()
-                .map(|text| text.as_ref().to_vec())
-                .enumerate()
-                .map(&mut number)
-                .collect()
+            let mut first: HashMap<&[u32], usize> = HashMap::new();
+            let texts = texts.iter().map(T::as_ref).enumerate();
+            texts.map(|(i, text)| *first.entry(text).or_insert(i)).collect()
         };
         Self {
             captions: number(captions),

@@ -55,7 +55,9 @@ impl Trainable {
                 config.image.width, config.text.width
             )));
         }
-        weights::check(source, &tensors(config)[..tensors(config).len() - 1])?;
+        let mut expected = tensors(config);
+        expected.retain(|(name, _)| name != TEMPERATURE);
+        weights::check(source, &expected)?;
         let loader = Loader(source);
         let text: &ErnieConfig = &config.text;
         let table = |name: &str, rows: usize| loader.param(name, [rows, text.width], device);

@@ -31,9 +31,6 @@ pub trait TrainKernels: Backend {
         epsilon: f32,
     ) -> FloatTensor<Self>;
 
-    /// Of each value.
-    fn fused_activation(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
-
     /// Over the last dimension of `x`.
     fn fused_linear(
         x: FloatTensor<Self>,
@@ -167,11 +164,6 @@ impl TrainKernels for Flex {
         layer_norm(&whole(&x), &whole(&scale), &whole(&shift), epsilon).0
     }
 
-    fn fused_activation(x: Host, activation: Activation) -> Host {
-        let x = whole(&x);
-        tensor(train::activate(x.storage(), activation), shape_of(&x))
-    }
-
     fn fused_linear(x: Host, weight: Host, bias: Host, activation: Activation) -> Host {
         linear(&whole(&x), &whole(&weight), &whole(&bias), activation).0
     }
@@ -268,32 +260,6 @@ impl<C: CheckpointStrategy> TrainKernels for Autodiff<Flex, C> {
             .stateful()
         {
             OpsKind::Tracked(prep) => prep.finish((values, factors, moments), output),
-            OpsKind::UnTracked(prep) => prep.finish(output),
-        }
-    }
-
-    fn fused_activation(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Way;
-
-        impl Backward<Flex, 1> for Way {
-            type State = (Host, Activation);
-
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let mut gradient = grads.consume::<Flex>(&ops.node);
-                gradient = whole(&gradient);
-                let (x, activation) = ops.state;
-                if let [Some(node)] = ops.parents {
-                    train::activate_backward(x.storage(), gradient.storage_mut(), activation);
-                    grads.register::<Flex>(node.id, gradient);
-                }
-            }
-        }
-
-        let values = whole(x.primitive());
-        let output = tensor(train::activate(values.storage(), activation), shape_of(&values));
-        match Way.prepare::<C>([x.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((values, activation), output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }

@@ -106,17 +106,6 @@ pub fn layer_norm<const D: usize>(
     burn::tensor::module::layer_norm(x, scale, Some(shift), epsilon)
 }
 
-/// Applies an activation to each value.
-pub fn activation<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
-    if is_host(&x.device()) {
-        return Tensor::from_dispatch(<Dispatch as TrainKernels>::fused_activation(
-            x.into_dispatch(),
-            activation,
-        ));
-    }
-    composed_activation(x, activation)
-}
-
 fn composed_activation<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
     match activation {
         Activation::None => x,
