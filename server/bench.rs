@@ -91,6 +91,7 @@ fn random_config(structure: Structure) -> ModelConfig {
         format: ModelConfig::FORMAT,
         name: name.into(),
         published: None,
+        note: Some("random weights".into()),
         image,
         text,
         preprocessing: Preprocessing::Original,

@@ -35,7 +35,7 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a model folder from a .pdparams checkpoint
+    /// Make a model folder from a .pdparams checkpoint, or from another model folder
     Convert(Convert),
     /// Fetch the published Base (ViT) weights and vocabulary, and convert them
     Download(Download),
@@ -97,12 +97,33 @@ pub struct Target {
     /// Precision of the weights in the folder
     #[arg(long, env = "ERNIE_VIL_DTYPE", default_value = "f32", value_enum)]
     pub dtype: Dtype,
-    /// Tokens of a caption at most, [CLS] and [SEP] included; longer ones are cut
-    #[arg(long, env = "ERNIE_VIL_MAX_TOKENS", default_value_t = 48, value_name = "N")]
-    pub max_tokens: usize,
+    /// Cut the weights into files of at most this size, for browsers: 32MB (2^20 bytes each), 500KB, bytes
+    #[arg(long, env = "ERNIE_VIL_SHARD_SIZE", value_name = "SIZE", value_parser = size)]
+    pub shard_size: Option<u64>,
+    /// Tokens of a caption at most, [CLS] and [SEP] included; longer ones are cut. 48, or as the folder has it
+    #[arg(long, env = "ERNIE_VIL_MAX_TOKENS", value_name = "N")]
+    pub max_tokens: Option<usize>,
     /// Replace the folder where there is one
     #[arg(long, env = "ERNIE_VIL_OVERWRITE", value_parser = clap::builder::FalseyValueParser::new())]
     pub overwrite: bool,
+}
+
+/// A number of bytes, perhaps with a unit.
+fn size(text: &str) -> Result<u64, String> {
+    let upper = text.trim().to_ascii_uppercase();
+    let digits = upper.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit: u64 = match upper[digits.len()..].trim() {
+        "" | "B" => 1,
+        "K" | "KB" | "KIB" => 1 << 10,
+        "M" | "MB" | "MIB" => 1 << 20,
+        "G" | "GB" | "GIB" => 1 << 30,
+        unit => return Err(format!("the unit {unit:?}, expected KB, MB or GB")),
+    };
+    let count: u64 = digits.parse().map_err(|_| "expected a number, as in 32MB")?;
+    match count.checked_mul(unit) {
+        Some(size) if size >= 1 << 16 => Ok(size),
+        _ => Err("expected at least 64KB".into()),
+    }
 }
 
 #[cfg(feature = "train")]
@@ -118,21 +139,43 @@ pub struct Train {
 
 #[derive(Debug, Args)]
 pub struct Convert {
+    /// The model folder to pack anew, in place of a checkpoint
+    #[arg(long, short, value_name = "FOLDER")]
+    pub model: Option<PathBuf>,
     /// The checkpoint, a .pdparams file
-    #[arg(long, short, env = "ERNIE_VIL_WEIGHTS", value_name = "FILE")]
-    pub weights: PathBuf,
+    #[arg(
+        long,
+        short,
+        env = "ERNIE_VIL_WEIGHTS",
+        value_name = "FILE",
+        required_unless_present = "model"
+    )]
+    pub weights: Option<PathBuf>,
     /// The text tower's sizes, JSON in the original's form
-    #[arg(long, env = "ERNIE_VIL_TEXT_CONFIG", value_name = "FILE")]
-    pub text_config: PathBuf,
+    #[arg(
+        long,
+        env = "ERNIE_VIL_TEXT_CONFIG",
+        value_name = "FILE",
+        required_unless_present = "model"
+    )]
+    pub text_config: Option<PathBuf>,
     /// The image tower's sizes; without it they are read off the weights, with heads = width / 64
     #[arg(long, env = "ERNIE_VIL_IMAGE_CONFIG", value_name = "FILE")]
     pub image_config: Option<PathBuf>,
     /// The vocabulary
-    #[arg(long, env = "ERNIE_VIL_VOCAB", value_name = "FILE")]
-    pub vocab: PathBuf,
+    #[arg(
+        long,
+        env = "ERNIE_VIL_VOCAB",
+        value_name = "FILE",
+        required_unless_present = "model"
+    )]
+    pub vocab: Option<PathBuf>,
     /// What to call the model; the checkpoint's file name by default
     #[arg(long, env = "ERNIE_VIL_NAME", value_name = "TEXT")]
     pub name: Option<String>,
+    /// A remark that users of the model have to see
+    #[arg(long, env = "ERNIE_VIL_NOTE", value_name = "TEXT")]
+    pub note: Option<String>,
     /// Which published release the weights are: its scores are then shown beside measured ones
     #[arg(long, env = "ERNIE_VIL_RELEASE", value_enum)]
     pub release: Option<Release>,

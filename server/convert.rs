@@ -1,54 +1,110 @@
 //! `ernie-vil convert`: a checkpoint to a model folder.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use ernie_vil::text::Tokenizer;
 use ernie_vil::weights::{
-    Checkpoint, Dtype, HashingWriter, Manifest, ManifestFile, TensorSource, infer_vision_config,
-    text_config_from_original, vision_config_from_original,
+    Checkpoint, Dtype, HashingWriter, Manifest, ManifestFile, SafetensorsFile, Shard, TensorSource,
+    infer_vision_config, text_config_from_original, vision_config_from_original,
 };
 use ernie_vil::{ErnieConfig, ModelConfig, ModelSource, Preprocessing, Published, VitConfig};
 use sha2::{Digest, Sha256};
 
 use crate::atomic_file;
 use crate::cli;
-use crate::model::{self, CONFIG, IMAGE, MANIFEST, TEXT, VOCAB};
+use crate::model::{self, Both, CONFIG, IMAGE, MANIFEST, TEXT, VOCAB};
 use crate::progress::{Progress, Unit};
 
+/// Tokens of a caption at most, where nothing else is said: as in the original.
+const DEFAULT_MAX_TOKENS: usize = 48;
+
 pub fn run(args: &cli::Convert, global: &cli::Global) -> Result<()> {
-    let text = text_config(&args.text_config)?;
-    let image = args.image_config.as_deref().map(image_config).transpose()?;
+    if let Some(folder) = &args.model {
+        return repack(folder, args, global);
+    }
+    let (Some(weights), Some(text_config), Some(vocab)) = (&args.weights, &args.text_config, &args.vocab)
+    else {
+        bail!("--weights, --text-config and --vocab, or --model, have to be given");
+    };
     let name = match &args.name {
         Some(name) => name.clone(),
-        None => args
-            .weights
+        None => weights
             .file_stem()
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned(),
     };
-    let sources = [
-        (args.weights.clone(), file_name(&args.weights)),
-        (args.vocab.clone(), file_name(&args.vocab)),
-    ];
     let conversion = Conversion {
         name,
         published: args.release.map(Published::from),
-        image,
-        text,
-        sources,
+        note: args.note.clone(),
+        image: args.image_config.as_deref().map(image_config).transpose()?,
+        text: self::text_config(text_config)?,
+        sources: [
+            (weights.clone(), file_name(weights)),
+            (vocab.clone(), file_name(vocab)),
+        ],
         target: &args.target,
         quiet: global.quiet,
     };
     conversion.run()
 }
 
+/// Packs a model folder anew: in another precision, in shards or whole.
+fn repack(folder: &Path, args: &cli::Convert, global: &cli::Global) -> Result<()> {
+    Conversion::check_target(&args.target)?;
+    let mut config = model::read_config(folder)?;
+    let manifest = model::read_manifest(folder)?;
+    let vocab = model::read(&folder.join(VOCAB), model::LARGEST_VOCAB)?;
+    if let Some(name) = &args.name {
+        config.name.clone_from(name);
+    }
+    if args.note.is_some() {
+        config.note.clone_from(&args.note);
+    }
+    if let Some(max_tokens) = args.target.max_tokens {
+        config.max_text_tokens = max_tokens;
+    }
+    config.validate()?;
+    let file = |name| model::tower_file(folder, &manifest, name);
+    let (image, text) = (file(IMAGE)?, file(TEXT)?);
+    let parse = |bytes, name: &str| {
+        SafetensorsFile::parse(bytes).with_context(|| folder.join(name).display().to_string())
+    };
+    let weights = Both(parse(&image, IMAGE)?, parse(&text, TEXT)?);
+    let output = &args.target.output;
+    let pack = Pack::of(&args.target);
+    write_folder(output, &weights, &mut config, &vocab, pack, global.quiet)
+        .with_context(|| folder.display().to_string())?;
+    println!("{}: fingerprint {}", output.display(), config.fingerprint);
+    Ok(())
+}
+
+/// How a folder holds its weights.
+#[derive(Clone, Copy)]
+pub struct Pack {
+    pub dtype: cli::Dtype,
+    /// Largest size of a file of weights.
+    pub shard_size: Option<u64>,
+}
+
+impl Pack {
+    fn of(target: &cli::Target) -> Self {
+        Self {
+            dtype: target.dtype,
+            shard_size: target.shard_size,
+        }
+    }
+}
+
 /// Everything that a model folder is made of.
 pub struct Conversion<'a> {
     pub name: String,
     pub published: Option<Published>,
+    pub note: Option<String>,
     /// Read off the weights where it is not given.
     pub image: Option<VitConfig>,
     pub text: ErnieConfig,
@@ -81,7 +137,7 @@ impl Conversion<'_> {
         let output = &self.target.output;
         Self::check_target(self.target)?;
         let vocab_bytes = model::read(vocab, model::LARGEST_VOCAB)?;
-        model::tokenizer(&vocab_bytes, &self.text).with_context(|| vocab.display().to_string())?;
+        Tokenizer::parse(&vocab_bytes, self.text.vocab_size).with_context(|| vocab.display().to_string())?;
 
         let mapped = model::map(weights)?;
         let in_weights = || weights.display().to_string();
@@ -94,17 +150,18 @@ impl Conversion<'_> {
             format: ModelConfig::FORMAT,
             name: self.name,
             published: self.published,
+            note: self.note,
             image,
             text: self.text,
             preprocessing: Preprocessing::Original,
-            max_text_tokens: self.target.max_tokens,
+            max_text_tokens: self.target.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
             fingerprint: String::new(),
             sources: vec![source(weights, weights_name)?, source(vocab, vocab_name)?],
         };
         config.validate()?;
 
-        let dtype = self.target.dtype;
-        let extra = write_folder(output, &checkpoint, &mut config, &vocab_bytes, dtype, self.quiet)
+        let pack = Pack::of(self.target);
+        let extra = write_folder(output, &checkpoint, &mut config, &vocab_bytes, pack, self.quiet)
             .with_context(in_weights)?;
         if !self.quiet {
             for name in extra {
@@ -126,11 +183,11 @@ pub fn write_folder(
     weights: &dyn TensorSource,
     config: &mut ModelConfig,
     vocab: &[u8],
-    dtype: cli::Dtype,
+    pack: Pack,
     quiet: bool,
 ) -> Result<Vec<String>> {
     atomic_file::write_folder(output, |folder| {
-        write(folder, weights, config, vocab, dtype, quiet)
+        write(folder, weights, config, vocab, pack, quiet)
     })
 }
 
@@ -140,52 +197,42 @@ fn write(
     weights: &dyn TensorSource,
     config: &mut ModelConfig,
     vocab: &[u8],
-    dtype: cli::Dtype,
+    pack: Pack,
     quiet: bool,
 ) -> Result<Vec<String>> {
     let progress = Progress::new("converting", Unit::Bytes, quiet);
-    let bytes = match dtype {
-        cli::Dtype::F32 => 4,
-        cli::Dtype::F16 => 2,
+    let (dtype, bytes) = match pack.dtype {
+        cli::Dtype::F32 => (Dtype::F32, 4),
+        cli::Dtype::F16 => (Dtype::F16, 2),
     };
-    let values = |expected: Vec<(String, Vec<usize>)>| -> usize {
-        expected
-            .iter()
-            .map(|(_, shape)| shape.iter().product::<usize>())
-            .sum()
-    };
-    let values = values(ernie_vil::weights::image_tensors(&config.image))
-        + values(ernie_vil::weights::text_tensors(&config.text));
-    progress.set_total(Some((values * bytes) as u64));
-    let create = |name: &str| -> Result<HashingWriter<BufWriter<Counted<'_>>>> {
-        let file = File::create(folder.join(name)).with_context(|| format!("creating {name}"))?;
-        let counted = Counted {
-            file,
+    progress.set_total(Some(
+        (config.image.parameters() + config.text.parameters()) * bytes,
+    ));
+    let create = |name: &'static str, shard_size| {
+        let output = Output {
+            folder,
+            name,
+            shard_size,
+            shards: Vec::new(),
+            open: None,
             progress: &progress,
         };
-        Ok(HashingWriter::new(BufWriter::with_capacity(1 << 20, counted)))
+        HashingWriter::new(BufWriter::with_capacity(1 << 20, output))
     };
-    let finish = |writer: HashingWriter<BufWriter<Counted<'_>>>, name: &str| -> Result<ManifestFile> {
-        let (writer, entry) = writer.finish(name);
-        let counted = writer.into_inner().map_err(|error| error.into_error());
-        let counted = counted.with_context(|| format!("writing {name}"))?;
-        counted
-            .file
-            .sync_all()
-            .with_context(|| format!("writing {name}"))?;
+    let finish = |writer: HashingWriter<BufWriter<Output<'_>>>, name: &str| -> Result<ManifestFile> {
+        let writing = || format!("writing {name}");
+        let (writer, mut entry) = writer.finish(name);
+        let output = writer.into_inner().map_err(|error| error.into_error());
+        entry.shards = output.and_then(Output::finish).with_context(writing)?;
         Ok(entry)
     };
-    let (mut image, mut text) = (create(IMAGE)?, create(TEXT)?);
-    let dtype = match dtype {
-        cli::Dtype::F32 => Dtype::F32,
-        cli::Dtype::F16 => Dtype::F16,
-    };
+    let (mut image, mut text) = (create(IMAGE, pack.shard_size), create(TEXT, pack.shard_size));
     let converted =
         ernie_vil::weights::convert(weights, &config.image, &config.text, dtype, &mut image, &mut text)?;
     config.fingerprint = converted.fingerprint;
     let mut files = vec![finish(image, IMAGE)?, finish(text, TEXT)?];
     for (name, bytes) in [(CONFIG, config.to_json().as_bytes()), (VOCAB, vocab)] {
-        let mut writer = create(name)?;
+        let mut writer = create(name, None);
         writer
             .write_all(bytes)
             .with_context(|| format!("writing {name}"))?;
@@ -199,21 +246,74 @@ fn write(
     Ok(converted.extra)
 }
 
-/// A file whose bytes show on the progress bar.
-struct Counted<'a> {
-    file: File,
+/// A file of the folder, or the shards that stand for it; its bytes show on the progress bar.
+struct Output<'a> {
+    folder: &'a Path,
+    name: &'a str,
+    shard_size: Option<u64>,
+    /// Those that are complete.
+    shards: Vec<Shard>,
+    /// The file being written, and its bytes so far.
+    open: Option<(HashingWriter<File>, u64)>,
     progress: &'a Progress,
 }
 
-impl Write for Counted<'_> {
-    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
-        let written = self.file.write(buffer)?;
+impl Output<'_> {
+    /// Completes the file being written.
+    fn close(&mut self) -> io::Result<()> {
+        let Some((writer, _)) = self.open.take() else {
+            return Ok(());
+        };
+        let (file, entry) = writer.finish(self.file_name());
+        file.sync_all()?;
+        self.shards.push(Shard {
+            name: entry.name,
+            size: entry.size,
+            sha256: entry.sha256,
+        });
+        Ok(())
+    }
+
+    /// The name of the file being written.
+    fn file_name(&self) -> String {
+        match self.shard_size {
+            Some(_) => format!("{}.{:03}", self.name, self.shards.len()),
+            None => self.name.to_owned(),
+        }
+    }
+
+    /// The shards, where it is in shards.
+    fn finish(mut self) -> io::Result<Vec<Shard>> {
+        self.close()?;
+        Ok(match self.shard_size {
+            Some(_) => self.shards,
+            None => Vec::new(),
+        })
+    }
+}
+
+impl Write for Output<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let most = self.shard_size.unwrap_or(u64::MAX);
+        if self.open.as_ref().is_some_and(|(_, size)| *size == most) {
+            self.close()?;
+        }
+        if self.open.is_none() {
+            let file = File::create(self.folder.join(self.file_name()))?;
+            self.open = Some((HashingWriter::new(file), 0));
+        }
+        let Some((writer, size)) = &mut self.open else {
+            unreachable!("a file was opened");
+        };
+        let room = usize::try_from(most - *size).unwrap_or(usize::MAX);
+        let written = writer.write(&buffer[..buffer.len().min(room)])?;
+        *size += written as u64;
         self.progress.add(written as u64);
         Ok(written)
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -74,6 +74,7 @@ fn configured(config: &RunConfig, device: cli::Device) -> Result<Model> {
         format: ModelConfig::FORMAT,
         name: config.init_from_params.display().to_string(),
         published: None,
+        note: None,
         image: match &config.image_model_config {
             Some(path) => convert::image_config(path)?,
             None => infer_vision_config(&checkpoint)?,

@@ -43,6 +43,7 @@ pub fn run(args: &cli::Download, global: &cli::Global) -> Result<()> {
     let conversion = Conversion {
         name: format!("ERNIE-ViL 2.0 Base (ViT), {}", file.trim_end_matches(".pdparams")),
         published: Some(args.release.into()),
+        note: None,
         image,
         text,
         sources: [(weights.target, weights.url), (vocab.target, vocab.url)],

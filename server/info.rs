@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use ernie_vil::weights::{Manifest, image_tensors, text_tensors};
-use ernie_vil::{ErnieConfig, ModelConfig, VitConfig};
+use ernie_vil::ModelConfig;
+use ernie_vil::weights::{Manifest, ManifestFile};
 use serde_json::json;
 
 use crate::cli;
@@ -25,27 +25,13 @@ pub fn run(args: &cli::Info) -> Result<()> {
     }
 }
 
-/// What the sizes are known as.
-fn structure(config: &ModelConfig) -> &'static str {
-    match (&config.image, &config.text) {
-        (image, text) if *image == VitConfig::base() && *text == ErnieConfig::base() => "Base (ViT)",
-        (image, text) if *image == VitConfig::large() && *text == ErnieConfig::large() => "Large (ViT)",
-        _ => "other",
-    }
-}
-
-fn parameters(tensors: Vec<(String, Vec<usize>)>) -> u64 {
-    let values = |(_, shape): (String, Vec<usize>)| shape.iter().map(|&n| n as u64).product::<u64>();
-    tensors.into_iter().map(values).sum()
-}
-
 fn to_json(config: &ModelConfig, manifest: Option<&Manifest>) -> serde_json::Value {
     json!({
-        "structure": structure(config),
+        "structure": config.structure(),
         "config": config,
         "parameters": {
-            "image": parameters(image_tensors(&config.image)),
-            "text": parameters(text_tensors(&config.text)),
+            "image": config.image.parameters(),
+            "text": config.text.parameters(),
         },
         "files": manifest.map(|manifest| &manifest.files),
     })
@@ -53,9 +39,12 @@ fn to_json(config: &ModelConfig, manifest: Option<&Manifest>) -> serde_json::Val
 
 fn print(config: &ModelConfig, manifest: Option<&Manifest>) {
     let (image, text) = (&config.image, &config.text);
-    let millions = |tensors| parameters(tensors) as f64 / 1e6;
+    let millions = |parameters| parameters as f64 / 1e6;
     println!("name          {}", config.name);
-    println!("structure     {}", structure(config));
+    if let Some(note) = &config.note {
+        println!("note          {note}");
+    }
+    println!("structure     {}", config.structure());
     println!(
         "image tower   ViT, {} px, patches of {} px, width {}, {} blocks, {} heads, {:.1} M parameters",
         image.image_size,
@@ -63,7 +52,7 @@ fn print(config: &ModelConfig, manifest: Option<&Manifest>) {
         image.width,
         image.depth,
         image.heads,
-        millions(image_tensors(image))
+        millions(image.parameters())
     );
     println!(
         "text tower    ERNIE, {} words, width {}, {} blocks, {} heads, {:.1} M parameters",
@@ -71,7 +60,7 @@ fn print(config: &ModelConfig, manifest: Option<&Manifest>) {
         text.width,
         text.depth,
         text.heads,
-        millions(text_tensors(text))
+        millions(text.parameters())
     );
     println!("caption       at most {} tokens", config.max_text_tokens);
     println!(
@@ -96,7 +85,8 @@ fn print(config: &ModelConfig, manifest: Option<&Manifest>) {
 
 fn verify(folder: &Path, manifest: &Manifest) -> Result<()> {
     let mut wrong = Vec::new();
-    for file in &manifest.files {
+    let files: Vec<_> = manifest.files.iter().flat_map(ManifestFile::stored).collect();
+    for file in &files {
         let found = convert::source(&folder.join(&file.name), &file.name)?;
         if (found.size, &found.sha256) != (file.size, &file.sha256) {
             wrong.push(format!(
@@ -106,10 +96,7 @@ fn verify(folder: &Path, manifest: &Manifest) -> Result<()> {
         }
     }
     if wrong.is_empty() {
-        println!(
-            "verified      {} files are as the manifest says",
-            manifest.files.len()
-        );
+        println!("verified      {} files are as the manifest says", files.len());
         return Ok(());
     }
     Err(anyhow::anyhow!(wrong.join("; "))).with_context(|| format!("{} is damaged", folder.display()))

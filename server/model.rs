@@ -1,15 +1,16 @@
 //! Model folders on the disk, and models in memory.
 
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
-use ernie_vil::text::{Tokenizer, Vocabulary};
+use ernie_vil::ModelConfig;
+use ernie_vil::text::Tokenizer;
 use ernie_vil::towers::{DualEncoder, Engine};
 use ernie_vil::vectors::Embeddings;
-use ernie_vil::weights::{Manifest, SafetensorsFile, TensorSource};
-use ernie_vil::{ErnieConfig, ModelConfig};
+use ernie_vil::weights::{Manifest, ManifestFile, SafetensorsFile, TensorData, TensorSource};
 use memmap2::Mmap;
 
 use crate::builtin;
@@ -66,16 +67,16 @@ impl Model {
     /// Loads a model folder.
     pub fn open(folder: &Path, towers: Towers, device: cli::Device) -> Result<Self> {
         let config = read_config(folder)?;
-        check_sizes(folder, &read_manifest(folder)?)?;
+        let manifest = read_manifest(folder)?;
+        check_sizes(folder, &manifest)?;
         let path = folder.join(VOCAB);
-        let tokenizer = tokenizer(&read(&path, LARGEST_VOCAB)?, &config.text)
+        let tokenizer = Tokenizer::parse(&read(&path, LARGEST_VOCAB)?, config.text.vocab_size)
             .with_context(|| path.display().to_string())?;
         let load = |name: &str, wanted: bool, towers: Towers| {
             if !wanted {
                 return Ok(None);
             }
-            let path = folder.join(name);
-            let bytes = map(&path)?;
+            let bytes = tower_file(folder, &manifest, name)?;
             let loaded = SafetensorsFile::parse(&bytes).and_then(|source| {
                 let source: &dyn TensorSource = &source;
                 encoder(
@@ -85,7 +86,9 @@ impl Model {
                     device,
                 )
             });
-            loaded.map(Some).with_context(|| path.display().to_string())
+            loaded
+                .map(Some)
+                .with_context(|| folder.join(name).display().to_string())
         };
         let only = |image, text| Towers { image, text };
         let (image, text) = rayon::join(
@@ -111,7 +114,7 @@ impl Model {
         device: cli::Device,
     ) -> Result<Self> {
         Ok(Self {
-            tokenizer: tokenizer(vocab, &config.text).context("the vocabulary")?,
+            tokenizer: Tokenizer::parse(vocab, config.text.vocab_size).context("the vocabulary")?,
             encoder: encoder(config, Some(image), Some(text), device).context("the weights")?,
         })
     }
@@ -158,16 +161,59 @@ pub fn encoder(
     DualEncoder::load(config, image, text, &Device::flex(), engine)
 }
 
-/// Reads a vocabulary and checks that the word table has a row for each word.
-pub fn tokenizer(vocab: &[u8], text: &ErnieConfig) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::new(Vocabulary::parse(vocab)?)?;
-    ensure!(
-        tokenizer.rows() <= text.vocab_size,
-        "the largest id is {}, but the model's word table has {} rows",
-        tokenizer.rows() - 1,
-        text.vocab_size
-    );
-    Ok(tokenizer)
+/// The tensors of a model folder's two files.
+pub struct Both<'a>(pub SafetensorsFile<'a>, pub SafetensorsFile<'a>);
+
+impl TensorSource for Both<'_> {
+    fn names(&self) -> Vec<String> {
+        let mut names = self.0.names();
+        names.extend(self.1.names());
+        names.sort();
+        names
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.shape(name).or_else(|| self.1.shape(name))
+    }
+
+    fn read(&self, name: &str) -> ernie_vil::Result<TensorData<'_>> {
+        match self.0.shape(name) {
+            Some(_) => self.0.read(name),
+            None => self.1.read(name),
+        }
+    }
+}
+
+/// The bytes of a tower's file.
+pub enum TowerFile {
+    Whole(Mmap),
+    /// Put together from its shards.
+    Joined(Vec<u8>),
+}
+
+impl Deref for TowerFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Whole(map) => map,
+            Self::Joined(bytes) => bytes,
+        }
+    }
+}
+
+/// The file `name` of a folder, be it there whole or in shards.
+pub fn tower_file(folder: &Path, manifest: &Manifest, name: &str) -> Result<TowerFile> {
+    match manifest.file(name).map_or(&[][..], |file| &file.shards) {
+        [] => Ok(TowerFile::Whole(map(&folder.join(name))?)),
+        shards => {
+            let mut bytes = Vec::new();
+            for shard in shards {
+                bytes.extend_from_slice(&map(&folder.join(&shard.name))?);
+            }
+            Ok(TowerFile::Joined(bytes))
+        }
+    }
 }
 
 pub fn read_config(folder: &Path) -> Result<ModelConfig> {
@@ -188,7 +234,7 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest> {
 
 /// Checks every file's size, which tells a broken copy at no cost; `info --verify` compares the sums.
 fn check_sizes(folder: &Path, manifest: &Manifest) -> Result<()> {
-    for file in &manifest.files {
+    for file in manifest.files.iter().flat_map(ManifestFile::stored) {
         let path = folder.join(&file.name);
         let size = fs::metadata(&path)
             .with_context(|| path.display().to_string())?
@@ -201,7 +247,7 @@ fn check_sizes(folder: &Path, manifest: &Manifest) -> Result<()> {
         );
     }
     for name in [CONFIG, VOCAB, IMAGE, TEXT] {
-        if !manifest.files.iter().any(|file| file.name == name) {
+        if manifest.file(name).is_none() {
             bail!("{} does not list {name}", folder.join(MANIFEST).display());
         }
     }

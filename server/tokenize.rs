@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 
 use anyhow::{Context, Result, bail};
+use ernie_vil::text::Tokenizer;
 use serde::Serialize;
 
 use crate::cli;
@@ -22,9 +23,9 @@ pub fn run(args: &cli::Tokenize) -> Result<()> {
     let tokenizer = match &args.model.model {
         Some(folder) => {
             let vocab = model::read(&folder.join(model::VOCAB), model::LARGEST_VOCAB)?;
-            model::tokenizer(&vocab, &model::read_config(folder)?.text)?
+            Tokenizer::parse(&vocab, model::read_config(folder)?.text.vocab_size)?
         }
-        None => model::tokenizer(builtin::vocab()?, &builtin::config()?.text)?,
+        None => Tokenizer::parse(builtin::vocab()?, builtin::config()?.text.vocab_size)?,
     };
     let (name, input): (String, Box<dyn Read>) = match &args.file {
         Some(path) => {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::atomic_file::{self, AtomicFile};
 use crate::cli::{self, OnError};
 use crate::convert;
-use crate::model::{self, IMAGE, Model, TEXT, VOCAB};
+use crate::model::{self, Both, IMAGE, Model, TEXT, VOCAB};
 use crate::pipeline::{self, Options, Times};
 use crate::plot;
 use crate::progress::{Progress, Unit};
@@ -106,7 +106,7 @@ impl<'a> Run<'a> {
             checkpoint.display()
         );
         let (vocab, model) = start(&config)?;
-        let tokenizer = model::tokenizer(&vocab, &model.text)?;
+        let tokenizer = Tokenizer::parse(&vocab, model.text.vocab_size)?;
         let steps = config.total_steps(data.rows());
         let settings = config.settings(steps);
         let device = Device::flex();
@@ -139,7 +139,9 @@ impl<'a> Run<'a> {
                 .resume(state.step, model::read(&path, LARGEST_STATE)?)
                 .with_context(|| path.display().to_string())?
         } else if let Some(folder) = &config.init_from {
-            let (image, text) = (model::map(&folder.join(IMAGE))?, model::map(&folder.join(TEXT))?);
+            let manifest = model::read_manifest(folder)?;
+            let file = |name| model::tower_file(folder, &manifest, name);
+            let (image, text) = (file(IMAGE)?, file(TEXT)?);
             new(&Both(
                 SafetensorsFile::parse(&image)?,
                 SafetensorsFile::parse(&text)?,
@@ -238,7 +240,10 @@ impl<'a> Run<'a> {
             &trainer.weights(),
             &mut model,
             &self.vocab,
-            cli::Dtype::F16,
+            convert::Pack {
+                dtype: cli::Dtype::F16,
+                shard_size: None,
+            },
             true,
         )?;
         println!("{}: fingerprint {}", folder.display(), model.fingerprint);
@@ -253,6 +258,7 @@ fn start(config: &TrainConfig) -> Result<(Vec<u8>, ModelConfig)> {
         let model = ModelConfig {
             name: config.name.clone(),
             published: None,
+            note: config.note.clone(),
             sources: Vec::new(),
             ..model::read_config(folder)?
         };
@@ -263,6 +269,7 @@ fn start(config: &TrainConfig) -> Result<(Vec<u8>, ModelConfig)> {
         format: ModelConfig::FORMAT,
         name: config.name.clone(),
         published: None,
+        note: config.note.clone(),
         image: fresh.image.clone(),
         text: fresh.text.clone(),
         preprocessing: Preprocessing::Original,
@@ -272,29 +279,6 @@ fn start(config: &TrainConfig) -> Result<(Vec<u8>, ModelConfig)> {
     };
     model.validate()?;
     Ok((read(&fresh.vocab_file)?, model))
-}
-
-/// The tensors of a model folder's two files.
-struct Both<'a>(SafetensorsFile<'a>, SafetensorsFile<'a>);
-
-impl TensorSource for Both<'_> {
-    fn names(&self) -> Vec<String> {
-        let mut names = self.0.names();
-        names.extend(self.1.names());
-        names.sort();
-        names
-    }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.shape(name).or_else(|| self.1.shape(name))
-    }
-
-    fn read(&self, name: &str) -> ernie_vil::Result<ernie_vil::weights::TensorData<'_>> {
-        match self.0.shape(name) {
-            Some(_) => self.0.read(name),
-            None => self.1.read(name),
-        }
-    }
 }
 
 fn train_metric(report: &StepReport, names: &[String], pairs_per_second: f64) -> Metric {
@@ -321,7 +305,7 @@ fn validate(trainer: &Trainer, config: &ModelConfig, vocab: &[u8], path: &Path, 
         Engine::Auto,
     )?;
     let model = Model {
-        tokenizer: model::tokenizer(vocab, &config.text)?,
+        tokenizer: Tokenizer::parse(vocab, config.text.vocab_size)?,
         encoder,
     };
     let name = path.display().to_string();

@@ -18,6 +18,9 @@ pub struct TrainConfig {
     pub name: String,
     /// The run's folder: checkpoint, metrics, curves, and at the end the model.
     pub output: PathBuf,
+    /// A remark that users of the model have to see.
+    #[serde(default)]
+    pub note: Option<String>,
     /// The pairs to learn from.
     pub train_file: PathBuf,
     /// Pairs whose recall is computed now and then.

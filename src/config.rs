@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, weights};
 
 /// No width, depth or count in a configuration may be larger: the largest published model stays
 /// far below, and sizes that are products of two such numbers cannot overflow.
@@ -75,6 +75,11 @@ impl VitConfig {
     /// Width of one attention head.
     pub fn head_width(&self) -> usize {
         self.width / self.heads
+    }
+
+    /// Number of the tower's weights.
+    pub fn parameters(&self) -> u64 {
+        parameters(&weights::image_tensors(self))
     }
 
     /// Checks every size.
@@ -177,6 +182,11 @@ impl ErnieConfig {
         }
     }
 
+    /// Number of the tower's weights.
+    pub fn parameters(&self) -> u64 {
+        parameters(&weights::text_tensors(self))
+    }
+
     /// Checks every size.
     ///
     /// # Errors
@@ -247,6 +257,9 @@ pub struct ModelConfig {
     /// Which published release the weights are, where they are one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published: Option<Published>,
+    /// A remark that users of the model have to see: that it is small, or that its weights are random.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// The image tower's sizes.
     pub image: VitConfig,
     /// The text tower's sizes.
@@ -284,6 +297,29 @@ impl ModelConfig {
         json
     }
 
+    /// What the original calls a model of these sizes; "other" for any that it does not have.
+    ///
+    /// ```
+    /// use ernie_vil::{ErnieConfig, ModelConfig, VitConfig};
+    /// let (image, text) = (VitConfig::base(), ErnieConfig::base());
+    /// let json = serde_json::json!({
+    ///     "format": 1, "name": "", "image": image, "text": text, "max_text_tokens": 48, "fingerprint": "",
+    /// });
+    /// let config = ModelConfig::from_json(json.to_string().as_bytes())?;
+    /// assert_eq!(config.structure(), "Base (ViT)");
+    /// # Ok::<(), ernie_vil::Error>(())
+    /// ```
+    pub fn structure(&self) -> &'static str {
+        let is = |image: VitConfig, text: ErnieConfig| self.image == image && self.text == text;
+        if is(VitConfig::base(), ErnieConfig::base()) {
+            "Base (ViT)"
+        } else if is(VitConfig::large(), ErnieConfig::large()) {
+            "Large (ViT)"
+        } else {
+            "other"
+        }
+    }
+
     /// Checks every size.
     ///
     /// # Errors
@@ -306,6 +342,11 @@ impl ModelConfig {
         }
         Ok(())
     }
+}
+
+fn parameters(tensors: &[(String, Vec<usize>)]) -> u64 {
+    let values = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
+    tensors.iter().map(|(_, shape)| values(shape)).sum()
 }
 
 fn size(field: &str, value: usize) -> Result<()> {

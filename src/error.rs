@@ -49,6 +49,9 @@ pub enum Error {
     /// Ranking and recall.
     #[error("scoring: {0}")]
     Scoring(String),
+    /// The device that a tower runs on.
+    #[error("device: {0}")]
+    Device(String),
     /// Reading from or writing to what the caller handed over.
     #[error("{0}")]
     Io(String),
@@ -84,6 +87,7 @@ impl Error {
             Error::Vectors(_) => "vectors",
             Error::Index(_) => "index",
             Error::Scoring(_) => "scoring",
+            Error::Device(_) => "device",
             Error::Io(_) => "io",
             Error::Within { source, .. } => source.code(),
         }

@@ -222,6 +222,66 @@ fn half_precision_halves_the_folder_and_keeps_the_vectors_close() {
 }
 
 #[test]
+fn a_folder_in_shards_is_the_same_model_and_can_be_put_together_again() {
+    let folder = TempDir::new().unwrap();
+    let whole = convert(&folder, "tiny", &["--dtype", "f16"]);
+    let in_folder = |name: &str| folder.path().join(name);
+    let (cut, joined) = (in_folder("cut"), in_folder("joined"));
+    let repack = |from: &Path, to: &Path, more: &[&str]| {
+        let args = [
+            "convert",
+            "--model",
+            text(from),
+            "--output",
+            text(to),
+            "--dtype",
+            "f16",
+        ];
+        stdout(&run(&[&args[..], more].concat()))
+    };
+    repack(&whole, &cut, &["--shard-size", "64KB"]);
+    assert!(!cut.join("image.safetensors").exists());
+    let largest = fs::read_dir(&cut)
+        .unwrap()
+        .map(|file| file.unwrap().metadata().unwrap().len());
+    assert_eq!(largest.max(), Some(1 << 16));
+    assert!(stdout(&run(&["info", "--verify", "-m", text(&cut)])).contains("verified"));
+    let pairs = golden("coco_cn_style.tsv");
+    let table = |model: &Path| stdout(&run(&["eval", "-m", text(model), "-i", text(&pairs)]));
+    assert_eq!(table(&cut), table(&whole));
+
+    repack(&cut, &joined, &[]);
+    for name in [
+        "config.json",
+        "image.safetensors",
+        "text.safetensors",
+        "manifest.json",
+    ] {
+        assert_eq!(
+            fs::read(joined.join(name)).unwrap(),
+            fs::read(whole.join(name)).unwrap(),
+            "{name}"
+        );
+    }
+
+    fs::write(cut.join("image.safetensors.001"), b"short").unwrap();
+    let error = failure(&run(&["eval", "-m", text(&cut), "-i", text(&pairs)]));
+    assert!(error.contains("image.safetensors.001 has 5 bytes"), "{error}");
+    for (size, message) in [
+        ("1KB", "at least 64KB"),
+        ("5 XB", "the unit"),
+        ("MB", "expected a number"),
+    ] {
+        let output = run(&["convert", "-m", text(&whole), "-o", "x", "--shard-size", size]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains(message),
+            "{size}"
+        );
+    }
+}
+
+#[test]
 fn a_run_configuration_of_the_original_works_as_it_is() {
     for (tokens, recorded) in [(16, "_maxlen16"), (48, ""), (56, "_maxlen56")] {
         let folder = TempDir::new().unwrap();

@@ -6,8 +6,11 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
-use ernie_vil::towers::{Engine, ImageTower, Step, TextTower};
-use ernie_vil::weights::{Checkpoint, RandomWeights, text_config_from_original, vision_config_from_original};
+use ernie_vil::towers::{Engine, ImageTower, ImageTowerStream, Step, TextTower, TextTowerStream};
+use ernie_vil::weights::{
+    Checkpoint, Dtype, RandomWeights, SafetensorsFile, image_tensors, text_config_from_original,
+    text_tensors, vision_config_from_original, write_safetensors,
+};
 use ernie_vil::{Activation, ErnieConfig, VitConfig};
 use safetensors::SafeTensors;
 
@@ -443,4 +446,71 @@ fn missing_weights_are_all_listed() {
     for name in ["visual.blocks.2.attn.qkv.weight", "visual.blocks.3.norm1.bias"] {
         assert!(error.contains(name), "{error}");
     }
+}
+
+/// Both towers' files.
+fn files(model: &str, dtype: Dtype) -> [Vec<u8>; 2] {
+    let bytes = read(&format!("models/{model}.pdparams"));
+    let weights = Checkpoint::parse(&bytes).unwrap();
+    let (image, text) = configs(model);
+    [image_tensors(&image), text_tensors(&text)].map(|tensors| {
+        let mut file = Vec::new();
+        write_safetensors(&mut file, &weights, &tensors, dtype).unwrap();
+        file
+    })
+}
+
+#[test]
+fn a_tower_that_arrives_in_pieces_is_the_same() {
+    let recording = Recording::read("embeddings_tiny.safetensors");
+    let rows = rows(&recording);
+    let (pixels, device) = (pixels(), Device::flex());
+    let (image, text) = configs("tiny");
+    for engine in ENGINES {
+        for (dtype, piece) in [(Dtype::F32, 1 << 20), (Dtype::F16, 4_099), (Dtype::F32, 777)] {
+            let [image_file, text_file] = files("tiny", dtype);
+            let whole = SafetensorsFile::parse(&image_file).unwrap();
+            let expected = ImageTower::load(&whole, &image, &device, engine).unwrap();
+            let mut stream = ImageTowerStream::new(&image, &device, engine).unwrap();
+            image_file
+                .chunks(piece)
+                .for_each(|piece| stream.feed(piece).unwrap());
+            let tower = stream.finish().unwrap();
+            assert_eq!(tower.embed(&pixels).unwrap(), expected.embed(&pixels).unwrap());
+
+            let whole = SafetensorsFile::parse(&text_file).unwrap();
+            let expected = TextTower::load(&whole, &text, &device, engine).unwrap();
+            let mut stream = TextTowerStream::new(&text, &device, engine).unwrap();
+            text_file
+                .chunks(piece)
+                .for_each(|piece| stream.feed(piece).unwrap());
+            let tower = stream.finish().unwrap();
+            let rows = slices(&rows);
+            assert_eq!(tower.embed(&rows).unwrap(), expected.embed(&rows).unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_file_that_breaks_off_or_is_another_is_told() {
+    let [image_file, text_file] = files("tiny", Dtype::F32);
+    let (image, _) = configs("tiny");
+    let feed = |bytes: &[u8]| {
+        let mut stream = ImageTowerStream::new(&image, &Device::flex(), Engine::Auto).unwrap();
+        stream.feed(bytes)?;
+        stream.finish().map(drop)
+    };
+    let message = |bytes: &[u8]| feed(bytes).unwrap_err().to_string();
+    feed(&image_file).unwrap();
+    assert!(message(&image_file[..5]).contains("breaks off in its header"));
+    assert!(message(&image_file[..9]).contains("breaks off in its header"));
+    assert!(message(&image_file[..image_file.len() - 1]).contains("breaks off in tensor"));
+    assert!(message(&[&image_file[..], b"x"].concat()).contains("1 bytes behind the last tensor"));
+    assert!(message(&text_file).contains("are missing"));
+    assert!(message(&[0xff; 64]).contains("a header of 18446744073709551615 bytes"));
+    assert!(message(b"\x02\0\0\0\0\0\0\0[]").contains("not a safetensors file"));
+    let mut infinite = image_file.clone();
+    let end = infinite.len();
+    infinite[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    assert!(message(&infinite).contains("inf, expected finite numbers"));
 }

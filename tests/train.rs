@@ -213,6 +213,7 @@ fn model(image: VitConfig, text: ErnieConfig) -> ModelConfig {
         format: ModelConfig::FORMAT,
         name: "small".into(),
         published: None,
+        note: None,
         max_text_tokens: text.max_positions,
         image,
         text,

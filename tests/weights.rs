@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use ernie_vil::weights::pickle::{self, Value};
 use ernie_vil::weights::{
-    Checkpoint, Dtype, HashingWriter, Manifest, ManifestFile, SafetensorsFile, TensorData, TensorSource,
-    check, convert, image_tensors, infer_vision_config, text_config_from_original, text_tensors,
-    vision_config_from_original, write_safetensors,
+    Checkpoint, Dtype, HashingWriter, Manifest, ManifestFile, SafetensorsFile, Shard, TensorData,
+    TensorSource, check, convert, image_tensors, infer_vision_config, text_config_from_original,
+    text_tensors, vision_config_from_original, write_safetensors,
 };
 use ernie_vil::{Activation, ErnieConfig, Error, ModelConfig, Preprocessing, Result, VitConfig};
 use half::f16;
@@ -1299,12 +1299,33 @@ fn manifests() {
     }
     assert!(with(&|manifest| manifest.format = 2).contains("format is 2, expected 1"));
     assert!(with(&|manifest| manifest.files.push(manifest.files[0].clone())).contains("listed twice"));
-    let many = (0..65).map(|i| ManifestFile {
+    let many = (0..1025).map(|i| ManifestFile {
         name: format!("file{i}"),
         ..manifest.files[0].clone()
     });
     let many: Vec<_> = many.collect();
-    assert!(with(&|manifest| manifest.files = many.clone()).contains("65 files, expected at most 64"));
+    assert!(with(&|manifest| manifest.files = many.clone()).contains("1025 files, expected at most 1024"));
+    let shard = |name: &str, size| Shard {
+        name: name.into(),
+        size,
+        sha256: "0".repeat(64),
+    };
+    let size = manifest.files[0].size;
+    let mut whole = manifest.clone();
+    whole.files[0].shards = vec![shard("first", 1), shard("second", size - 1)];
+    assert_eq!(Manifest::from_json(whole.to_json().as_bytes()).unwrap(), whole);
+    let stored: Vec<_> = whole.files[0]
+        .stored()
+        .into_iter()
+        .map(|shard| shard.name)
+        .collect();
+    assert_eq!(stored, ["first", "second"]);
+    let short = with(&|manifest| manifest.files[0].shards = vec![shard("first", size - 1)]);
+    assert!(short.contains("expected"), "{short}");
+    let twice = vec![shard("first", 1), shard("first", size - 1)];
+    assert!(with(&|manifest| manifest.files[0].shards = twice.clone()).contains("listed twice"));
+    let leaves = vec![shard("../first", size)];
+    assert!(with(&|manifest| manifest.files[0].shards = leaves.clone()).contains("the file name"));
     assert!(message(Manifest::from_json(b"{}")).contains("missing field `format`"));
 }
 
@@ -1419,6 +1440,7 @@ proptest! {
             format: ModelConfig::FORMAT,
             name: "one".into(),
             published: None,
+            note: None,
             image: VitConfig::base(),
             text: ErnieConfig::base(),
             preprocessing: Preprocessing::Original,

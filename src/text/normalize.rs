@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use unicode_normalization::UnicodeNormalization;
+use unicode_normalization::char::{canonical_combining_class, decompose_canonical};
 
 use super::unicode::{Class, class};
 
@@ -57,6 +57,8 @@ struct Splitter {
     part: String,
     /// The word under way, where it is not a slice of the part.
     word: String,
+    /// The part's decomposition, each character with its combining class.
+    decomposed: Vec<(u8, char)>,
 }
 
 impl Splitter {
@@ -92,7 +94,8 @@ impl Splitter {
     fn split_decomposed(&mut self, visit: &mut impl FnMut(&str) -> ControlFlow<()>) -> ControlFlow<()> {
         self.word.clear();
         // The string's lower-casing, not its characters': only that one knows the final sigma.
-        for character in self.part.to_lowercase().nfd() {
+        decompose(&self.part.to_lowercase(), &mut self.decomposed);
+        for &(_, character) in &self.decomposed {
             match class(character) {
                 Class::Mark => {}
                 Class::Punctuation => {
@@ -109,6 +112,23 @@ impl Splitter {
             return ControlFlow::Continue(());
         }
         visit(&self.word)
+    }
+}
+
+/// Writes the canonical decomposition (NFD) of `text` to `out`.
+///
+/// unicode-normalization's iterator does the same, but holds the tables of the compatibility forms too, a tenth of
+/// the module that browsers download.
+fn decompose(text: &str, out: &mut Vec<(u8, char)>) {
+    out.clear();
+    for character in text.chars() {
+        decompose_canonical(character, |part| {
+            out.push((canonical_combining_class(part), part))
+        });
+    }
+    // Marks stand behind their base by class; those of one class as they came.
+    for sequence in out.chunk_by_mut(|_, (class, _)| *class != 0) {
+        sequence.sort_by_key(|(class, _)| *class);
     }
 }
 
@@ -129,4 +149,34 @@ fn is_unified_ideograph(character: char) -> bool {
 /// An ideograph that stands alone and mostly decomposes to a unified one.
 fn is_compatibility_ideograph(character: char) -> bool {
     matches!(character, '\u{F900}'..='\u{FAFF}' | '\u{2F800}'..='\u{2FA1F}')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use unicode_normalization::UnicodeNormalization;
+
+    use super::decompose;
+
+    fn decomposed(text: &str) -> String {
+        let mut out = Vec::new();
+        decompose(text, &mut out);
+        out.into_iter().map(|(_, character)| character).collect()
+    }
+
+    #[test]
+    fn every_character_decomposes_as_the_standard_says() {
+        for character in '\0'..=char::MAX {
+            // Between marks of other classes, so that the order shows.
+            let text = format!("a\u{0301}{character}\u{0323}\u{0301}b");
+            assert_eq!(decomposed(&text), text.nfd().collect::<String>(), "{character:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_does(text in "\\PC*") {
+            prop_assert_eq!(decomposed(&text), text.nfd().collect::<String>());
+        }
+    }
 }

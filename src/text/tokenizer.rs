@@ -39,6 +39,22 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// Reads a vocabulary file for a model whose word table has so many rows.
+    ///
+    /// # Errors
+    /// As [`Vocabulary::parse`] and [`Tokenizer::new`], and [`Error::Vocabulary`] where an id is beyond the
+    /// table.
+    pub fn parse(vocabulary: &[u8], table_rows: usize) -> Result<Self> {
+        let tokenizer = Self::new(Vocabulary::parse(vocabulary)?)?;
+        if tokenizer.rows > table_rows {
+            return Err(Error::Vocabulary(format!(
+                "the largest id is {}, but the model's word table has {table_rows} rows",
+                tokenizer.rows - 1
+            )));
+        }
+        Ok(tokenizer)
+    }
+
     /// A tokeniser over this vocabulary.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use burn::tensor::activation::{gelu, relu, softmax};
 use burn::tensor::{Device, Tensor};
 
 use super::Observe;
-use super::load::Loader;
+use super::load::{Layered, Loader, text_blocks};
 use crate::{Activation, ErnieConfig, Result};
 
 /// An ERNIE encoder: post-norm blocks over the embedded tokens and a pooler over the first.
@@ -19,7 +19,7 @@ pub struct Ernie {
 }
 
 #[derive(Module, Debug)]
-struct ErnieBlock {
+pub struct ErnieBlock {
     q: nn::Linear,
     k: nn::Linear,
     v: nn::Linear,
@@ -34,37 +34,52 @@ struct ErnieBlock {
     has_relu: bool,
 }
 
-impl Ernie {
-    pub(crate) fn load(loader: &Loader<'_>, c: &ErnieConfig, device: &Device) -> Result<Self> {
-        let norm = |name: &str| loader.burn_norm(name, c.width, c.epsilon, device);
-        let block = |i: usize| {
-            let name = |part: &str| format!("text_model.encoder_stack.block.{i}.{part}");
-            let linear =
-                |part: &str, inputs, outputs| loader.burn_linear(&name(part), inputs, outputs, device);
-            let (query_width, value_width) = (c.heads * c.query_head_width, c.heads * c.value_head_width);
-            Ok(ErnieBlock {
-                q: linear("attn.q", c.width, query_width)?,
-                k: linear("attn.k", c.width, query_width)?,
-                v: linear("attn.v", c.width, value_width)?,
-                o: linear("attn.o", value_width, c.width)?,
-                ln1: norm(&name("ln1"))?,
-                ffn_i: linear("ffn.i", c.width, c.mlp_width)?,
-                ffn_o: linear("ffn.o", c.mlp_width, c.width)?,
-                ln2: norm(&name("ln2"))?,
-                heads: c.heads,
-                query_head_width: c.query_head_width,
-                value_head_width: c.value_head_width,
-                has_relu: c.activation == Activation::Relu,
-            })
+impl Layered for Ernie {
+    type Config = ErnieConfig;
+    type Block = ErnieBlock;
+
+    fn blocks(config: &ErnieConfig) -> Vec<String> {
+        text_blocks(config)
+    }
+
+    fn load_block(loader: &Loader<'_>, c: &ErnieConfig, device: &Device, prefix: &str) -> Result<ErnieBlock> {
+        let norm = |part: &str| loader.burn_norm(&format!("{prefix}{part}"), c.width, c.epsilon, device);
+        let linear = |part: &str, inputs, outputs| {
+            loader.burn_linear(&format!("{prefix}{part}"), inputs, outputs, device)
         };
+        let (query_width, value_width) = (c.heads * c.query_head_width, c.heads * c.value_head_width);
+        Ok(ErnieBlock {
+            q: linear("attn.q", c.width, query_width)?,
+            k: linear("attn.k", c.width, query_width)?,
+            v: linear("attn.v", c.width, value_width)?,
+            o: linear("attn.o", value_width, c.width)?,
+            ln1: norm("ln1")?,
+            ffn_i: linear("ffn.i", c.width, c.mlp_width)?,
+            ffn_o: linear("ffn.o", c.mlp_width, c.width)?,
+            ln2: norm("ln2")?,
+            heads: c.heads,
+            query_head_width: c.query_head_width,
+            value_head_width: c.value_head_width,
+            has_relu: c.activation == Activation::Relu,
+        })
+    }
+
+    fn assemble(
+        loader: &Loader<'_>,
+        c: &ErnieConfig,
+        device: &Device,
+        blocks: Vec<ErnieBlock>,
+    ) -> Result<Self> {
         Ok(Self {
-            ln: norm("text_model.ln")?,
-            blocks: (0..c.depth).map(block).collect::<Result<_>>()?,
+            ln: loader.burn_norm("text_model.ln", c.width, c.epsilon, device)?,
+            blocks,
             pooler: loader.burn_linear("text_model.pooler", c.width, c.width, device)?,
             epsilon: c.epsilon,
         })
     }
+}
 
+impl Ernie {
     /// Embedded tokens [batch, tokens, width] and what is added to the scores of each key
     /// [batch, 1, 1, tokens] (0 for a token, -10000 for padding) to embeddings [batch, width], not
     /// normalised.

@@ -5,7 +5,9 @@
 
 use std::sync::Mutex;
 
-use super::load::{Columns, Loader, Words};
+use burn::tensor::Device;
+
+use super::load::{Columns, Layered, Loader, Words, image_blocks, text_blocks};
 use super::{Observe, Step};
 use crate::Result;
 use crate::config::{Activation as TextActivation, ErnieConfig, VitConfig};
@@ -24,7 +26,7 @@ enum NormOrder {
 }
 
 /// One transformer block.
-struct Block {
+pub(super) struct Block {
     order: NormOrder,
     norm1: LayerNorm,
     query: Linear,
@@ -251,8 +253,41 @@ pub(super) struct HostVit {
     pool: Pool,
 }
 
-impl HostVit {
-    pub(super) fn load(loader: &Loader<'_>, config: &VitConfig) -> Result<Self> {
+impl Layered for HostVit {
+    type Config = VitConfig;
+    type Block = Block;
+
+    fn blocks(config: &VitConfig) -> Vec<String> {
+        image_blocks(config)
+    }
+
+    fn load_block(loader: &Loader<'_>, config: &VitConfig, _: &Device, prefix: &str) -> Result<Block> {
+        let width = config.width;
+        let norm = |part: &str| loader.norm(&format!("{prefix}{part}"), width, config.epsilon);
+        let all = |part: &str, inputs, columns| {
+            loader.linear(inputs, &[Columns::all(&format!("{prefix}{part}"), columns)])
+        };
+        let qkv = format!("{prefix}attn.qkv");
+        let part = |start, columns| loader.linear(width, &[Columns::part(&qkv, 3 * width, start, columns)]);
+        Ok(Block {
+            order: NormOrder::Pre,
+            norm1: norm("norm1")?,
+            query: part(0, width)?,
+            key_value: part(width, 2 * width)?,
+            attention: AttentionShape {
+                heads: config.heads,
+                query_head_width: config.head_width(),
+                value_head_width: config.head_width(),
+            },
+            projection: all("attn.proj", width, width)?,
+            norm2: norm("norm2")?,
+            mlp_in: all("mlp.fc1", width, config.mlp_width)?,
+            activation: Activation::QuickGelu,
+            mlp_out: all("mlp.fc2", config.mlp_width, width)?,
+        })
+    }
+
+    fn assemble(loader: &Loader<'_>, config: &VitConfig, _: &Device, blocks: Vec<Block>) -> Result<Self> {
         let (width, patch) = (config.width, config.patch_size);
         let norm = |name: &str| loader.norm(name, width, config.epsilon);
         let patches = loader.values("visual.patch_embed.proj.weight", &[width, 3, patch, patch])?;
@@ -262,29 +297,6 @@ impl HostVit {
         for (position, class) in class_and_positions.iter_mut().zip(class) {
             *position += class;
         }
-        let attention = AttentionShape {
-            heads: config.heads,
-            query_head_width: config.head_width(),
-            value_head_width: config.head_width(),
-        };
-        let block = |i: usize| {
-            let name = |part: &str| format!("visual.blocks.{i}.{part}");
-            let qkv = name("attn.qkv");
-            let part =
-                |start, columns| loader.linear(width, &[Columns::part(&qkv, 3 * width, start, columns)]);
-            Ok(Block {
-                order: NormOrder::Pre,
-                norm1: norm(&name("norm1"))?,
-                query: part(0, width)?,
-                key_value: part(width, 2 * width)?,
-                attention,
-                projection: loader.linear(width, &[Columns::all(&name("attn.proj"), width)])?,
-                norm2: norm(&name("norm2"))?,
-                mlp_in: loader.linear(width, &[Columns::all(&name("mlp.fc1"), config.mlp_width)])?,
-                activation: Activation::QuickGelu,
-                mlp_out: loader.linear(config.mlp_width, &[Columns::all(&name("mlp.fc2"), width)])?,
-            })
-        };
         Ok(Self {
             patch_embed: Linear {
                 weight: crate::kernels::PackedMatrix::from_transposed(&patches, width, config.patch_values()),
@@ -292,11 +304,18 @@ impl HostVit {
             },
             class_and_positions,
             norm_pre: norm("visual.norm_pre")?,
-            blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
+            blocks,
             norm_post: norm("visual.norm_post")?,
             config: config.clone(),
             pool: Pool::default(),
         })
+    }
+}
+
+impl HostVit {
+    /// Values of one embedding.
+    pub(super) fn width(&self) -> usize {
+        self.config.width
     }
 
     /// `pixels` [batch, 3, image_size, image_size] to `output` [batch, width].
@@ -399,49 +418,54 @@ pub(super) struct HostErnie {
     pool: Pool,
 }
 
-impl HostErnie {
-    pub(super) fn load(loader: &Loader<'_>, config: &ErnieConfig) -> Result<Self> {
+impl Layered for HostErnie {
+    type Config = ErnieConfig;
+    type Block = Block;
+
+    fn blocks(config: &ErnieConfig) -> Vec<String> {
+        text_blocks(config)
+    }
+
+    fn load_block(loader: &Loader<'_>, config: &ErnieConfig, _: &Device, prefix: &str) -> Result<Block> {
         let width = config.width;
-        let norm = |name: &str| loader.norm(name, width, config.epsilon);
+        let norm = |part: &str| loader.norm(&format!("{prefix}{part}"), width, config.epsilon);
+        let all = |part: &str, columns| Columns::all(&format!("{prefix}{part}"), columns);
         let attention = AttentionShape {
             heads: config.heads,
             query_head_width: config.query_head_width,
             value_head_width: config.value_head_width,
         };
         let (query_width, value_width) = (attention.query_width(), attention.value_width());
-        let block = |i: usize| {
-            let name = |part: &str| format!("text_model.encoder_stack.block.{i}.{part}");
-            Ok(Block {
-                order: NormOrder::Post,
-                norm1: norm(&name("ln1"))?,
-                query: loader.linear(width, &[Columns::all(&name("attn.q"), query_width)])?,
-                key_value: loader.linear(
-                    width,
-                    &[
-                        Columns::all(&name("attn.k"), query_width),
-                        Columns::all(&name("attn.v"), value_width),
-                    ],
-                )?,
-                attention,
-                projection: loader.linear(value_width, &[Columns::all(&name("attn.o"), width)])?,
-                norm2: norm(&name("ln2"))?,
-                mlp_in: loader.linear(width, &[Columns::all(&name("ffn.i"), config.mlp_width)])?,
-                activation: match config.activation {
-                    TextActivation::Gelu => Activation::Gelu,
-                    TextActivation::Relu => Activation::Relu,
-                },
-                mlp_out: loader.linear(config.mlp_width, &[Columns::all(&name("ffn.o"), width)])?,
-            })
-        };
+        Ok(Block {
+            order: NormOrder::Post,
+            norm1: norm("ln1")?,
+            query: loader.linear(width, &[all("attn.q", query_width)])?,
+            key_value: loader.linear(width, &[all("attn.k", query_width), all("attn.v", value_width)])?,
+            attention,
+            projection: loader.linear(value_width, &[all("attn.o", width)])?,
+            norm2: norm("ln2")?,
+            mlp_in: loader.linear(width, &[all("ffn.i", config.mlp_width)])?,
+            activation: match config.activation {
+                TextActivation::Gelu => Activation::Gelu,
+                TextActivation::Relu => Activation::Relu,
+            },
+            mlp_out: loader.linear(config.mlp_width, &[all("ffn.o", width)])?,
+        })
+    }
+
+    fn assemble(loader: &Loader<'_>, config: &ErnieConfig, _: &Device, blocks: Vec<Block>) -> Result<Self> {
+        let width = config.width;
         Ok(Self {
-            norm: norm("text_model.ln")?,
-            blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
+            norm: loader.norm("text_model.ln", width, config.epsilon)?,
+            blocks,
             pooler: loader.linear(width, &[Columns::all("text_model.pooler", width)])?,
             config: config.clone(),
             pool: Pool::default(),
         })
     }
+}
 
+impl HostErnie {
     /// Captions to `output` [captions, width]. They stand behind one another without padding: every
     /// step but attention works on single rows, and attention knows where each caption ends.
     pub(super) fn forward(&self, words: &Words, captions: &[&[u32]], output: &mut [f32]) {

@@ -9,7 +9,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::kernels::{LayerNorm, Linear, PackedMatrix};
 use crate::weights::{TensorData, TensorSource};
-use crate::{Error, Result};
+use crate::{ErnieConfig, Error, Result, VitConfig};
 
 /// Some columns of a linear layer's weight and bias.
 pub(super) struct Columns {
@@ -36,14 +36,66 @@ impl Columns {
     }
 }
 
+/// A tower that is loaded block by block, so that it can be built while its tensors arrive.
+pub(crate) trait Layered: Sized {
+    type Config;
+    type Block;
+
+    /// What the names of each block's tensors start with.
+    fn blocks(config: &Self::Config) -> Vec<String>;
+
+    fn load_block(
+        loader: &Loader<'_>,
+        config: &Self::Config,
+        device: &Device,
+        prefix: &str,
+    ) -> Result<Self::Block>;
+
+    /// Loads everything but the blocks.
+    fn assemble(
+        loader: &Loader<'_>,
+        config: &Self::Config,
+        device: &Device,
+        blocks: Vec<Self::Block>,
+    ) -> Result<Self>;
+
+    fn load(loader: &Loader<'_>, config: &Self::Config, device: &Device) -> Result<Self> {
+        let blocks = Self::blocks(config);
+        let blocks = blocks
+            .iter()
+            .map(|prefix| Self::load_block(loader, config, device, prefix));
+        Self::assemble(loader, config, device, blocks.collect::<Result<_>>()?)
+    }
+}
+
+pub(super) fn image_blocks(config: &VitConfig) -> Vec<String> {
+    (0..config.depth).map(|i| format!("visual.blocks.{i}.")).collect()
+}
+
+pub(super) fn text_blocks(config: &ErnieConfig) -> Vec<String> {
+    let prefix = |i| format!("text_model.encoder_stack.block.{i}.");
+    (0..config.depth).map(prefix).collect()
+}
+
 /// Reads tensors of known shapes.
 pub(crate) struct Loader<'a>(pub(crate) &'a dyn TensorSource);
 
 impl Loader<'_> {
     /// A tensor as it is stored.
     pub(super) fn read(&self, name: &str, shape: &[usize]) -> Result<TensorData<'_>> {
+        self.check(name, shape)?;
+        self.0.read(name)
+    }
+
+    /// As [`Loader::read`], of a tensor that is read once and kept as it is.
+    fn take(&self, name: &str, shape: &[usize]) -> Result<TensorData<'_>> {
+        self.check(name, shape)?;
+        self.0.take(name)
+    }
+
+    fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
         match self.0.shape(name) {
-            Some(found) if found == shape => self.0.read(name),
+            Some(found) if found == shape => Ok(()),
             Some(found) => Err(Error::Weights(format!(
                 "{name} has the shape {found:?}, expected {shape:?}"
             ))),
@@ -184,9 +236,9 @@ enum Table {
 }
 
 impl Words {
-    pub(super) fn load(loader: &Loader<'_>, config: &crate::ErnieConfig) -> Result<Self> {
+    pub(super) fn load(loader: &Loader<'_>, config: &ErnieConfig) -> Result<Self> {
         let width = config.width;
-        let words = match loader.read("text_model.word_emb.weight", &[config.vocab_size, width])? {
+        let words = match loader.take("text_model.word_emb.weight", &[config.vocab_size, width])? {
             TensorData::F32(values) => Table::F32(Cow::into_owned(values)),
             TensorData::F16(values) => Table::F16(Cow::into_owned(values)),
         };
@@ -208,6 +260,11 @@ impl Words {
             positions,
             width,
         })
+    }
+
+    /// Values of one embedding.
+    pub(super) fn width(&self) -> usize {
+        self.width
     }
 
     /// Writes the embedding of the word `id` at `position` to `out` [width].

@@ -12,13 +12,17 @@
 mod ernie;
 mod host;
 mod load;
+mod stream;
 #[cfg(feature = "train")]
 mod training;
 mod vit;
 
+use std::pin::Pin;
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 pub use ernie::Ernie;
+pub use stream::{ImageTowerStream, TextTowerStream};
 pub use vit::Vit;
 
 use crate::kernels::Rows;
@@ -26,8 +30,8 @@ use crate::vectors::Embeddings;
 use crate::weights::{self, TensorSource};
 use crate::{ErnieConfig, Error, ModelConfig, Result, VitConfig};
 use host::{HostErnie, HostVit};
-pub(crate) use load::Loader;
 use load::Words;
+pub(crate) use load::{Layered, Loader};
 #[cfg(feature = "train")]
 pub(crate) use load::{parameter, parameter_id};
 #[cfg(feature = "train")]
@@ -45,7 +49,10 @@ pub enum Engine {
 
 impl Engine {
     fn is_host(self, device: &Device) -> bool {
-        self == Engine::Auto && *device == Device::flex() && !device.is_autodiff()
+        #[cfg(feature = "flex")]
+        return self == Engine::Auto && *device == Device::flex() && !device.is_autodiff();
+        #[cfg(not(feature = "flex"))]
+        return false;
     }
 }
 
@@ -117,16 +124,97 @@ impl<'a> Observe<'a> {
     }
 }
 
-enum ImageBody {
-    Host(Box<HostVit>),
-    Burn(Box<Vit>),
+/// What computes an image tower. Behind a trait, so that a program that only ever makes one kind holds no code of
+/// the other: in a browser each kind is a download.
+trait ImageBody: Send + Sync {
+    /// Pixels of `batch` images to raw embeddings.
+    fn embed(&self, pixels: &[f32], batch: usize) -> Vec<f32>;
+
+    /// As [`ImageBody::embed`], without blocking.
+    fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a>;
+
+    fn trace(&self, pixels: &[f32], batch: usize) -> Vec<Step>;
+
+    /// The Burn module, where it is one.
+    fn vit(&self) -> Option<&Vit>;
+}
+
+/// Values that will be there.
+type Later<'a> = Pin<Box<dyn Future<Output = Result<Vec<f32>>> + 'a>>;
+
+impl ImageBody for HostVit {
+    fn embed(&self, pixels: &[f32], batch: usize) -> Vec<f32> {
+        let mut output = vec![0.0; batch * self.width()];
+        self.forward(pixels, &mut output);
+        output
+    }
+
+    fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
+        Box::pin(async move { Ok(self.embed(pixels, batch)) })
+    }
+
+    fn trace(&self, pixels: &[f32], batch: usize) -> Vec<Step> {
+        let mut steps = Vec::new();
+        self.forward_observed(pixels, &mut vec![0.0; batch * self.width()], &mut steps);
+        steps
+    }
+
+    fn vit(&self) -> Option<&Vit> {
+        None
+    }
+}
+
+/// A Burn module and the device that it is on.
+struct OnDevice<T> {
+    module: T,
+    device: Device,
+}
+
+impl OnDevice<Vit> {
+    fn upload(&self, pixels: &[f32], batch: usize) -> Tensor<4> {
+        let size = (pixels.len() / (3 * batch)).isqrt();
+        Tensor::from_data(
+            TensorData::new(pixels.to_vec(), [batch, 3, size, size]),
+            &self.device,
+        )
+    }
+}
+
+impl ImageBody for OnDevice<Vit> {
+    fn embed(&self, pixels: &[f32], batch: usize) -> Vec<f32> {
+        match batch {
+            0 => Vec::new(),
+            _ => host_values(self.module.forward(self.upload(pixels, batch))),
+        }
+    }
+
+    fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
+        Box::pin(async move {
+            match batch {
+                0 => Ok(Vec::new()),
+                _ => host_values_async(self.module.forward(self.upload(pixels, batch))).await,
+            }
+        })
+    }
+
+    fn trace(&self, pixels: &[f32], batch: usize) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let pixels = self.upload(pixels, batch);
+        self.module
+            .forward_observed(pixels, &mut Observe::new("visual", Some(&mut steps)));
+        steps
+    }
+
+    fn vit(&self) -> Option<&Vit> {
+        Some(&self.module)
+    }
 }
 
 /// The image tower: normalised pixels to embeddings.
 pub struct ImageTower {
     config: VitConfig,
     device: Device,
-    body: ImageBody,
+    body: Box<dyn ImageBody>,
 }
 
 impl ImageTower {
@@ -144,9 +232,12 @@ impl ImageTower {
         config.validate()?;
         weights::check(source, &weights::image_tensors(config))?;
         let loader = Loader(source);
-        let body = match engine.is_host(device) {
-            true => ImageBody::Host(Box::new(HostVit::load(&loader, config)?)),
-            false => ImageBody::Burn(Box::new(Vit::load(&loader, config, device)?)),
+        let body: Box<dyn ImageBody> = match engine.is_host(device) {
+            true => Box::new(HostVit::load(&loader, config, device)?),
+            false => Box::new(OnDevice {
+                module: Vit::load(&loader, config, device)?,
+                device: device.clone(),
+            }),
         };
         Ok(Self {
             config: config.clone(),
@@ -176,9 +267,9 @@ impl ImageTower {
             [3, self.config.image_size, self.config.image_size],
             "an image's shape"
         );
-        match &self.body {
-            ImageBody::Burn(vit) => vit.forward(pixels),
-            ImageBody::Host(_) => {
+        match self.body.vit() {
+            Some(vit) => vit.forward(pixels),
+            None => {
                 let pixels = host_values(pixels);
                 let raw = self.embed_raw(&pixels).expect("the shape was checked");
                 Tensor::from_data(TensorData::new(raw, [batch, self.config.width]), &self.device)
@@ -193,15 +284,7 @@ impl ImageTower {
     /// [`Error::Image`] where the number of values is not a multiple of an image's.
     pub fn embed_raw(&self, pixels: &[f32]) -> Result<Vec<f32>> {
         let batch = self.batch(pixels)?;
-        Ok(match &self.body {
-            ImageBody::Host(vit) => {
-                let mut output = vec![0.0; batch * self.config.width];
-                vit.forward(pixels, &mut output);
-                output
-            }
-            ImageBody::Burn(vit) if batch > 0 => host_values(vit.forward(self.upload(pixels, batch))),
-            ImageBody::Burn(_) => Vec::new(),
-        })
+        Ok(self.body.embed(pixels, batch))
     }
 
     /// As [`ImageTower::embed_raw`], each embedding divided by its length.
@@ -212,25 +295,24 @@ impl ImageTower {
         normalised(self.embed_raw(pixels)?, self.config.width)
     }
 
+    /// As [`ImageTower::embed`], for a device whose results cannot be waited for on the thread that asks, as in a
+    /// browser.
+    ///
+    /// # Errors
+    /// As [`ImageTower::embed_raw`], and [`Error::Device`] where the device fails.
+    pub async fn embed_async(&self, pixels: &[f32]) -> Result<Embeddings> {
+        let batch = self.batch(pixels)?;
+        let raw = self.body.embed_async(pixels, batch).await?;
+        normalised(raw, self.config.width)
+    }
+
     /// As [`ImageTower::embed_raw`], with what comes out of every step instead of the embeddings.
     ///
     /// # Errors
     /// As [`ImageTower::embed_raw`].
     pub fn trace(&self, pixels: &[f32]) -> Result<Vec<Step>> {
         let batch = self.batch(pixels)?;
-        let mut steps = Vec::new();
-        match &self.body {
-            ImageBody::Host(vit) => {
-                vit.forward_observed(pixels, &mut vec![0.0; batch * self.config.width], &mut steps);
-            }
-            ImageBody::Burn(vit) => {
-                vit.forward_observed(
-                    self.upload(pixels, batch),
-                    &mut Observe::new("visual", Some(&mut steps)),
-                );
-            }
-        }
-        Ok(steps)
+        Ok(self.body.trace(pixels, batch))
     }
 
     fn batch(&self, pixels: &[f32]) -> Result<usize> {
@@ -244,19 +326,116 @@ impl ImageTower {
         }
         Ok(pixels.len() / self.image_values())
     }
+}
 
-    fn upload(&self, pixels: &[f32], batch: usize) -> Tensor<4> {
-        let size = self.config.image_size;
-        Tensor::from_data(
-            TensorData::new(pixels.to_vec(), [batch, 3, size, size]),
-            &self.device,
+/// What computes a text tower, from checked captions without padding; as [`ImageBody`].
+trait TextBody: Send + Sync {
+    fn embed(&self, words: &Words, captions: &[&[u32]]) -> Vec<f32>;
+
+    fn embed_async<'a>(&'a self, words: &'a Words, captions: &'a [&'a [u32]]) -> Later<'a>;
+
+    fn trace(&self, words: &Words, captions: &[&[u32]]) -> Vec<Step>;
+
+    /// The embeddings on the device, where it is a Burn module.
+    fn forward(&self, words: &Words, captions: &[&[u32]]) -> Option<Tensor<2>>;
+}
+
+impl TextBody for HostErnie {
+    fn embed(&self, words: &Words, captions: &[&[u32]]) -> Vec<f32> {
+        let mut output = vec![0.0; captions.len() * words.width()];
+        self.forward(words, captions, &mut output);
+        output
+    }
+
+    fn embed_async<'a>(&'a self, words: &'a Words, captions: &'a [&'a [u32]]) -> Later<'a> {
+        Box::pin(async move { Ok(self.embed(words, captions)) })
+    }
+
+    fn trace(&self, words: &Words, captions: &[&[u32]]) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let mut output = vec![0.0; captions.len() * words.width()];
+        self.forward_observed(words, captions, &mut output, &mut steps);
+        steps
+    }
+
+    fn forward(&self, _: &Words, _: &[&[u32]]) -> Option<Tensor<2>> {
+        None
+    }
+}
+
+impl OnDevice<Ernie> {
+    /// Captions of like length together: each group is padded to its longest only.
+    fn grouped(&self, words: &Words, captions: &[&[u32]]) -> Tensor<2> {
+        /// Lengths are rounded up to a multiple of this, so that a device sees few different shapes.
+        const STEP: usize = 8;
+        let length = |i: usize| captions[i].len().next_multiple_of(STEP);
+        let mut order: Vec<usize> = (0..captions.len()).collect();
+        order.sort_by_key(|&i| length(i));
+        let groups = order.chunk_by(|&a, &b| length(a) == length(b)).map(|group| {
+            let captions: Vec<&[u32]> = group.iter().map(|&i| captions[i]).collect();
+            let (embedded, key_bias) = self.upload(words, &captions);
+            self.module.forward(embedded, key_bias)
+        });
+        let sorted = Tensor::cat(groups.collect(), 0);
+        let mut place = vec![0i32; order.len()];
+        for (at, &i) in order.iter().enumerate() {
+            place[i] = at as i32;
+        }
+        let place = Tensor::from_data(TensorData::new(place, [order.len()]), &self.device);
+        sorted.select(0, place)
+    }
+
+    /// The embedded tokens [captions, longest, width] and the keys' bias [captions, 1, 1, longest].
+    fn upload(&self, words: &Words, captions: &[&[u32]]) -> (Tensor<3>, Tensor<4>) {
+        let width = words.width();
+        let longest = captions.iter().map(|c| c.len()).max().unwrap_or(0);
+        let mut embedded = vec![0.0; captions.len() * longest * width];
+        let mut key_bias = vec![-10_000.0f32; captions.len() * longest];
+        for (i, caption) in captions.iter().enumerate() {
+            for (position, &id) in caption.iter().enumerate() {
+                let row = i * longest + position;
+                words.embed(id, position, &mut embedded[row * width..][..width]);
+                if id != 0 {
+                    key_bias[row] = 0.0;
+                }
+            }
+        }
+        let batch = captions.len();
+        (
+            Tensor::from_data(TensorData::new(embedded, [batch, longest, width]), &self.device),
+            Tensor::from_data(TensorData::new(key_bias, [batch, 1, 1, longest]), &self.device),
         )
     }
 }
 
-enum TextBody {
-    Host(Box<HostErnie>),
-    Burn(Box<Ernie>),
+impl TextBody for OnDevice<Ernie> {
+    fn embed(&self, words: &Words, captions: &[&[u32]]) -> Vec<f32> {
+        match captions {
+            [] => Vec::new(),
+            _ => host_values(self.grouped(words, captions)),
+        }
+    }
+
+    fn embed_async<'a>(&'a self, words: &'a Words, captions: &'a [&'a [u32]]) -> Later<'a> {
+        Box::pin(async move {
+            match captions {
+                [] => Ok(Vec::new()),
+                _ => host_values_async(self.grouped(words, captions)).await,
+            }
+        })
+    }
+
+    fn trace(&self, words: &Words, captions: &[&[u32]]) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let (embedded, key_bias) = self.upload(words, captions);
+        let mut observe = Observe::new("text", Some(&mut steps));
+        self.module.forward_observed(embedded, key_bias, &mut observe);
+        steps
+    }
+
+    fn forward(&self, words: &Words, captions: &[&[u32]]) -> Option<Tensor<2>> {
+        Some(self.grouped(words, captions))
+    }
 }
 
 /// The text tower: token ids to embeddings.
@@ -264,7 +443,7 @@ pub struct TextTower {
     config: ErnieConfig,
     device: Device,
     words: Words,
-    body: TextBody,
+    body: Box<dyn TextBody>,
 }
 
 impl TextTower {
@@ -283,9 +462,12 @@ impl TextTower {
         weights::check(source, &weights::text_tensors(config))?;
         let loader = Loader(source);
         let words = Words::load(&loader, config)?;
-        let body = match engine.is_host(device) {
-            true => TextBody::Host(Box::new(HostErnie::load(&loader, config)?)),
-            false => TextBody::Burn(Box::new(Ernie::load(&loader, config, device)?)),
+        let body: Box<dyn TextBody> = match engine.is_host(device) {
+            true => Box::new(HostErnie::load(&loader, config, device)?),
+            false => Box::new(OnDevice {
+                module: Ernie::load(&loader, config, device)?,
+                device: device.clone(),
+            }),
         };
         Ok(Self {
             config: config.clone(),
@@ -308,16 +490,13 @@ impl TextTower {
     /// table, or has an id beyond the word table.
     pub fn forward(&self, captions: &[&[u32]]) -> Result<Tensor<2>> {
         let captions = self.check(captions)?;
-        Ok(match &self.body {
-            TextBody::Burn(ernie) => self.forward_burn(ernie, &captions),
-            TextBody::Host(_) => {
-                let raw = self.embed_checked(&captions);
-                Tensor::from_data(
-                    TensorData::new(raw, [captions.len(), self.config.width]),
-                    &self.device,
-                )
-            }
-        })
+        Ok(self.body.forward(&self.words, &captions).unwrap_or_else(|| {
+            let raw = self.body.embed(&self.words, &captions);
+            Tensor::from_data(
+                TensorData::new(raw, [captions.len(), self.config.width]),
+                &self.device,
+            )
+        }))
     }
 
     /// As [`TextTower::forward`], on the host.
@@ -325,7 +504,7 @@ impl TextTower {
     /// # Errors
     /// As [`TextTower::forward`].
     pub fn embed_raw(&self, captions: &[&[u32]]) -> Result<Vec<f32>> {
-        Ok(self.embed_checked(&self.check(captions)?))
+        Ok(self.body.embed(&self.words, &self.check(captions)?))
     }
 
     /// As [`TextTower::embed_raw`], each embedding divided by its length.
@@ -336,6 +515,17 @@ impl TextTower {
         normalised(self.embed_raw(captions)?, self.config.width)
     }
 
+    /// As [`TextTower::embed`], for a device whose results cannot be waited for on the thread that asks, as in a
+    /// browser.
+    ///
+    /// # Errors
+    /// As [`TextTower::forward`], and [`Error::Device`] where the device fails.
+    pub async fn embed_async(&self, captions: &[&[u32]]) -> Result<Embeddings> {
+        let captions = self.check(captions)?;
+        let raw = self.body.embed_async(&self.words, &captions).await?;
+        normalised(raw, self.config.width)
+    }
+
     /// As [`TextTower::embed_raw`], with what comes out of every step instead of the embeddings. The
     /// captions are computed as one batch.
     ///
@@ -343,18 +533,7 @@ impl TextTower {
     /// As [`TextTower::forward`].
     pub fn trace(&self, captions: &[&[u32]]) -> Result<Vec<Step>> {
         let captions = self.check(captions)?;
-        let mut steps = Vec::new();
-        match &self.body {
-            TextBody::Host(ernie) => {
-                let mut output = vec![0.0; captions.len() * self.config.width];
-                ernie.forward_observed(&self.words, &captions, &mut output, &mut steps);
-            }
-            TextBody::Burn(ernie) => {
-                let (embedded, key_bias) = self.upload(&captions);
-                ernie.forward_observed(embedded, key_bias, &mut Observe::new("text", Some(&mut steps)));
-            }
-        }
-        Ok(steps)
+        Ok(self.body.trace(&self.words, &captions))
     }
 
     /// Checks the captions and cuts the padding off their ends.
@@ -375,62 +554,6 @@ impl TextTower {
         };
         captions.iter().enumerate().map(check).collect()
     }
-
-    fn embed_checked(&self, captions: &[&[u32]]) -> Vec<f32> {
-        match &self.body {
-            TextBody::Host(ernie) => {
-                let mut output = vec![0.0; captions.len() * self.config.width];
-                ernie.forward(&self.words, captions, &mut output);
-                output
-            }
-            TextBody::Burn(_) if captions.is_empty() => Vec::new(),
-            TextBody::Burn(ernie) => host_values(self.forward_burn(ernie, captions)),
-        }
-    }
-
-    /// Captions of like length together: each group is padded to its longest only.
-    fn forward_burn(&self, ernie: &Ernie, captions: &[&[u32]]) -> Tensor<2> {
-        /// Lengths are rounded up to a multiple of this, so that a device sees few different shapes.
-        const STEP: usize = 8;
-        let length = |i: usize| captions[i].len().next_multiple_of(STEP);
-        let mut order: Vec<usize> = (0..captions.len()).collect();
-        order.sort_by_key(|&i| length(i));
-        let groups = order.chunk_by(|&a, &b| length(a) == length(b)).map(|group| {
-            let captions: Vec<&[u32]> = group.iter().map(|&i| captions[i]).collect();
-            let (embedded, key_bias) = self.upload(&captions);
-            ernie.forward(embedded, key_bias)
-        });
-        let sorted = Tensor::cat(groups.collect(), 0);
-        let mut place = vec![0i32; order.len()];
-        for (at, &i) in order.iter().enumerate() {
-            place[i] = at as i32;
-        }
-        let place = Tensor::from_data(TensorData::new(place, [order.len()]), &self.device);
-        sorted.select(0, place)
-    }
-
-    /// The embedded tokens [captions, longest, width] and the keys' bias [captions, 1, 1, longest].
-    fn upload(&self, captions: &[&[u32]]) -> (Tensor<3>, Tensor<4>) {
-        let width = self.config.width;
-        let longest = captions.iter().map(|c| c.len()).max().unwrap_or(0);
-        let mut embedded = vec![0.0; captions.len() * longest * width];
-        let mut key_bias = vec![-10_000.0f32; captions.len() * longest];
-        for (i, caption) in captions.iter().enumerate() {
-            for (position, &id) in caption.iter().enumerate() {
-                let row = i * longest + position;
-                self.words
-                    .embed(id, position, &mut embedded[row * width..][..width]);
-                if id != 0 {
-                    key_bias[row] = 0.0;
-                }
-            }
-        }
-        let batch = captions.len();
-        (
-            Tensor::from_data(TensorData::new(embedded, [batch, longest, width]), &self.device),
-            Tensor::from_data(TensorData::new(key_bias, [batch, 1, 1, longest]), &self.device),
-        )
-    }
 }
 
 /// Reads a tensor back to the host in single precision.
@@ -439,6 +562,15 @@ fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         .into_data()
         .try_into_vec_as::<f32>()
         .expect("a float tensor reads as f32")
+}
+
+/// As [`host_values`], without blocking.
+async fn host_values_async<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    let data = tensor.into_data_async().await;
+    let data = data.map_err(|error| Error::Device(error.to_string()))?;
+    Ok(data
+        .try_into_vec_as::<f32>()
+        .expect("a float tensor reads as f32"))
 }
 
 fn normalised(raw: Vec<f32>, width: usize) -> Result<Embeddings> {

@@ -6,7 +6,7 @@ use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{Device, Tensor};
 
 use super::Observe;
-use super::load::{Loader, parameter};
+use super::load::{Layered, Loader, image_blocks, parameter};
 use crate::{Result, VitConfig};
 
 /// Stored [width, 3, patch, patch], used [3 * patch * patch, width].
@@ -29,7 +29,7 @@ pub struct Vit {
 }
 
 #[derive(Module, Debug)]
-struct VitBlock {
+pub struct VitBlock {
     norm1: nn::LayerNorm,
     /// [width, 3 * width], ordered query, key, value, then heads.
     qkv: nn::Linear,
@@ -40,41 +40,52 @@ struct VitBlock {
     heads: usize,
 }
 
-impl Vit {
-    pub(crate) fn load(loader: &Loader<'_>, c: &VitConfig, device: &Device) -> Result<Self> {
+impl Layered for Vit {
+    type Config = VitConfig;
+    type Block = VitBlock;
+
+    fn blocks(config: &VitConfig) -> Vec<String> {
+        image_blocks(config)
+    }
+
+    fn load_block(loader: &Loader<'_>, c: &VitConfig, device: &Device, prefix: &str) -> Result<VitBlock> {
+        let norm = |part: &str| loader.burn_norm(&format!("{prefix}{part}"), c.width, c.epsilon, device);
+        let linear = |part: &str, inputs, outputs| {
+            loader.burn_linear(&format!("{prefix}{part}"), inputs, outputs, device)
+        };
+        Ok(VitBlock {
+            norm1: norm("norm1")?,
+            qkv: linear("attn.qkv", c.width, 3 * c.width)?,
+            proj: linear("attn.proj", c.width, c.width)?,
+            norm2: norm("norm2")?,
+            fc1: linear("mlp.fc1", c.width, c.mlp_width)?,
+            fc2: linear("mlp.fc2", c.mlp_width, c.width)?,
+            heads: c.heads,
+        })
+    }
+
+    fn assemble(loader: &Loader<'_>, c: &VitConfig, device: &Device, blocks: Vec<VitBlock>) -> Result<Self> {
         let norm = |name: &str| loader.burn_norm(name, c.width, c.epsilon, device);
         let patch = [c.width, 3, c.patch_size, c.patch_size];
         let patch_embed = loader
             .tensor(PATCH_EMBED, patch, device)?
             .reshape([c.width, c.patch_values()])
             .transpose();
-        let block = |i: usize| {
-            let name = |part: &str| format!("visual.blocks.{i}.{part}");
-            let linear =
-                |part: &str, inputs, outputs| loader.burn_linear(&name(part), inputs, outputs, device);
-            Ok(VitBlock {
-                norm1: norm(&name("norm1"))?,
-                qkv: linear("attn.qkv", c.width, 3 * c.width)?,
-                proj: linear("attn.proj", c.width, c.width)?,
-                norm2: norm(&name("norm2"))?,
-                fc1: linear("mlp.fc1", c.width, c.mlp_width)?,
-                fc2: linear("mlp.fc2", c.mlp_width, c.width)?,
-                heads: c.heads,
-            })
-        };
         let positions = [1, c.tokens(), c.width];
         Ok(Self {
             patch_embed: parameter(PATCH_EMBED, patch_embed),
             class_embedding: loader.param("visual.class_embedding", [1, 1, c.width], device)?,
             positional_embedding: loader.param("visual.positional_embedding", positions, device)?,
             norm_pre: norm("visual.norm_pre")?,
-            blocks: (0..c.depth).map(block).collect::<Result<_>>()?,
+            blocks,
             norm_post: norm("visual.norm_post")?,
             patch_size: c.patch_size,
             epsilon: c.epsilon,
         })
     }
+}
 
+impl Vit {
     /// Pixels [batch, 3, size, size] to embeddings [batch, width], not normalised.
     pub fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
         self.forward_observed(pixels, &mut Observe::new("visual", None))

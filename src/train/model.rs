@@ -9,7 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData as BurnData};
 
 use super::dropout::Dropping;
 use super::loss::View;
-use crate::towers::{Ernie, Loader, PATCH_EMBED, Vit, parameter, parameter_id};
+use crate::towers::{Ernie, Layered, Loader, PATCH_EMBED, Vit, parameter, parameter_id};
 use crate::weights::{self, TensorData, TensorSource};
 use crate::{ErnieConfig, Error, ModelConfig, Result};
 

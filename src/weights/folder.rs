@@ -1,5 +1,5 @@
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
@@ -17,7 +17,7 @@ use crate::{ErnieConfig, Error, Preprocessing, Result, VitConfig};
 /// ```
 /// use ernie_vil::weights::{Manifest, ManifestFile};
 ///
-/// let file = ManifestFile { name: "vocab.txt".into(), size: 0, sha256: "0".repeat(64) };
+/// let file = ManifestFile { name: "vocab.txt".into(), size: 0, sha256: "0".repeat(64), shards: Vec::new() };
 /// let manifest = Manifest { format: Manifest::FORMAT, files: vec![file] };
 /// assert_eq!(Manifest::from_json(manifest.to_json().as_bytes())?, manifest);
 /// # Ok::<(), ernie_vil::Error>(())
@@ -41,19 +41,53 @@ pub struct ManifestFile {
     pub size: u64,
     /// SHA-256 of its bytes, as 64 lower-case hexadecimal digits.
     pub sha256: String,
+    /// Where it was cut: the files that are there in its place, and make it up behind one another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<Shard>,
+}
+
+/// A piece of a file of a model folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    /// Its name, without a path.
+    pub name: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// SHA-256 of its bytes, as 64 lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+impl ManifestFile {
+    /// The files that lie in the folder for this one, in order: its shards, or itself.
+    pub fn stored(&self) -> Vec<Shard> {
+        if !self.shards.is_empty() {
+            return self.shards.clone();
+        }
+        vec![Shard {
+            name: self.name.clone(),
+            size: self.size,
+            sha256: self.sha256.clone(),
+        }]
+    }
 }
 
 impl Manifest {
     /// The layout version that this library writes and reads.
     pub const FORMAT: u32 = 1;
-    /// No manifest may list more files.
-    const MOST_FILES: usize = 64;
+    /// No manifest may list more files, shards included.
+    const MOST_FILES: usize = 1024;
+
+    /// The file of this name.
+    pub fn file(&self, name: &str) -> Option<&ManifestFile> {
+        self.files.iter().find(|file| file.name == name)
+    }
 
     /// Reads `manifest.json` and checks it.
     ///
     /// # Errors
-    /// [`Error::Config`] where it is not JSON of this layout, lists more than 64 files or one twice,
-    /// or has a name that leaves the folder or a sum that is not one.
+    /// [`Error::Config`] where it is not JSON of this layout, lists more than 1024 files or one twice,
+    /// has a name that leaves the folder or a sum that is not one, or where shards do not have their file's size.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let invalid = |message: String| Err(Error::Config(format!("manifest: {message}")));
         let manifest: Self = match serde_json::from_slice(json) {
@@ -67,14 +101,20 @@ impl Manifest {
                 Self::FORMAT
             ));
         }
-        if manifest.files.len() > Self::MOST_FILES {
+        let files = manifest.files.iter().map(|file| (&file.name, &file.sha256));
+        let shards = manifest.files.iter().flat_map(|file| &file.shards);
+        let all: Vec<_> = files
+            .chain(shards.map(|shard| (&shard.name, &shard.sha256)))
+            .collect();
+        if all.len() > Self::MOST_FILES {
             return invalid(format!(
                 "{} files, expected at most {}",
-                manifest.files.len(),
+                all.len(),
                 Self::MOST_FILES
             ));
         }
-        for (i, ManifestFile { name, sha256, .. }) in manifest.files.iter().enumerate() {
+        let mut names = HashSet::new();
+        for (name, sha256) in all {
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
             if !name.chars().all(plain) || name.is_empty() || name.starts_with('.') || name.len() > 128 {
                 return invalid(format!(
@@ -82,12 +122,22 @@ impl Manifest {
                     quoted(name)
                 ));
             }
-            if manifest.files[..i].iter().any(|file| file.name == *name) {
+            if !names.insert(name) {
                 return invalid(format!("the file {name} is listed twice"));
             }
             if sha256.len() != 64 || !sha256.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) {
                 return invalid(format!(
                     "sha256 of {name}: expected 64 lower-case hexadecimal digits"
+                ));
+            }
+        }
+        for file in &manifest.files {
+            let sizes = file.shards.iter().map(|shard| shard.size);
+            let sum = sizes.fold(0u64, u64::saturating_add);
+            if !file.shards.is_empty() && sum != file.size {
+                return invalid(format!(
+                    "the shards of {} have {sum} bytes, expected {}, the file's",
+                    file.name, file.size
                 ));
             }
         }
@@ -137,6 +187,7 @@ impl<W: Write> HashingWriter<W> {
             name: name.into(),
             size: self.size,
             sha256: hex(self.sha256),
+            shards: Vec::new(),
         };
         (self.inner, file)
     }

@@ -2,7 +2,8 @@
 //!
 //! - [`pickle`]: a reader of Python pickles that builds plain data and arrays and runs nothing.
 //! - [`Checkpoint`]: the tensors of a `.pdparams` file, in any layout that Paddle writes.
-//! - [`TensorSource`]: what the towers load from; a [`Checkpoint`] or a [`SafetensorsFile`].
+//! - [`TensorSource`]: what the towers load from; a [`Checkpoint`], a [`SafetensorsFile`], or a
+//!   [`TensorStream`] of one that is still arriving.
 //! - [`RandomWeights`]: any structure with random values, to measure with.
 //! - [`text_config_from_original`], [`vision_config_from_original`], [`infer_vision_config`]: the
 //!   sizes of the towers, from the original's configuration files or from the tensors' shapes.
@@ -17,12 +18,16 @@ mod paddle;
 pub mod pickle;
 mod random;
 mod source;
+mod stream;
 
-pub use folder::{Converted, Dtype, HashingWriter, Manifest, ManifestFile, convert, write_safetensors};
+pub use folder::{
+    Converted, Dtype, HashingWriter, Manifest, ManifestFile, Shard, convert, write_safetensors,
+};
 pub use original_config::{infer_vision_config, text_config_from_original, vision_config_from_original};
 pub use paddle::Checkpoint;
 pub use random::RandomWeights;
 pub use source::{SafetensorsFile, TensorData, TensorSource, check, image_tensors, text_tensors};
+pub use stream::TensorStream;
 
 use crate::{Error, Result};
 

@@ -46,6 +46,14 @@ pub trait TensorSource {
     /// [`Error::Weights`] names the tensor: it is missing, is of an element type that weights do not
     /// have, or has a value that is infinite or not a number.
     fn read(&self, name: &str) -> Result<TensorData<'_>>;
+
+    /// As [`TensorSource::read`], for the last time: a source that holds the values hands them over.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`].
+    fn take(&self, name: &str) -> Result<TensorData<'_>> {
+        self.read(name)
+    }
 }
 
 /// The tensors of a safetensors file. They are used where they lie, if they are of 32 or 16 bit floats

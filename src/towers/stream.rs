@@ -1,0 +1,288 @@
+//! Towers that are built while their files arrive, so that the weights are never in memory twice.
+
+use burn::tensor::Device;
+
+use super::host::{HostErnie, HostVit};
+use super::load::{Layered, Loader, Words};
+use super::{Engine, Ernie, ImageBody, ImageTower, OnDevice, TextBody, TextTower, Vit};
+use crate::weights::{TensorStream, image_tensors, text_tensors};
+use crate::{ErnieConfig, Result, VitConfig};
+
+/// An image tower in the making, from the bytes of its safetensors file.
+///
+/// Each block goes to the device when its last tensor has arrived, and its tensors are dropped. So memory holds
+/// the tower, as it will be, and at most a block's tensors, whatever the size of the file.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use ernie_vil::VitConfig;
+/// use ernie_vil::towers::{Engine, ImageTowerStream};
+/// use ernie_vil::weights::{Dtype, RandomWeights, image_tensors, write_safetensors};
+///
+/// let config = VitConfig { image_size: 32, patch_size: 16, width: 32, depth: 2, heads: 2, mlp_width: 64, epsilon: 1e-6 };
+/// let text = ernie_vil::ErnieConfig::base();
+/// let mut file = Vec::new();
+/// write_safetensors(&mut file, &RandomWeights::new(&config, &text, 1), &image_tensors(&config), Dtype::F16)?;
+///
+/// let mut stream = ImageTowerStream::new(&config, &Device::flex(), Engine::Auto)?;
+/// for piece in file.chunks(10_000) {
+///     stream.feed(piece)?;
+/// }
+/// let tower = stream.finish()?;
+/// assert_eq!(tower.embed(&vec![0.0; tower.image_values()])?.dimensions(), 32);
+/// # Ok::<(), ernie_vil::Error>(())
+/// ```
+pub struct ImageTowerStream {
+    config: VitConfig,
+    device: Device,
+    parts: Box<dyn Parts<VitConfig, dyn ImageBody>>,
+}
+
+/// A text tower in the making, from the bytes of its safetensors file; as [`ImageTowerStream`].
+pub struct TextTowerStream {
+    config: ErnieConfig,
+    device: Device,
+    parts: Box<dyn Parts<ErnieConfig, dyn TextBody>>,
+}
+
+impl ImageTowerStream {
+    /// Waits for the file of a tower of these sizes.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] where a size is out of range.
+    pub fn new(config: &VitConfig, device: &Device, engine: Engine) -> Result<Self> {
+        match engine.is_host(device) {
+            true => Self::on_host(config, device),
+            false => Self::on_device(config, device),
+        }
+    }
+
+    /// As [`ImageTowerStream::new`], on this crate's kernels: a program that calls nothing else holds no code of Burn's.
+    ///
+    /// # Errors
+    /// As [`ImageTowerStream::new`].
+    pub fn on_host(config: &VitConfig, device: &Device) -> Result<Self> {
+        Self::of(
+            Arriving::<HostVit>::new(image_tensors(config), config),
+            config,
+            device,
+        )
+    }
+
+    /// As [`ImageTowerStream::new`], as a Burn module.
+    ///
+    /// # Errors
+    /// As [`ImageTowerStream::new`].
+    pub fn on_device(config: &VitConfig, device: &Device) -> Result<Self> {
+        Self::of(
+            Arriving::<Vit>::new(image_tensors(config), config),
+            config,
+            device,
+        )
+    }
+
+    fn of(
+        parts: impl Parts<VitConfig, dyn ImageBody> + 'static,
+        config: &VitConfig,
+        device: &Device,
+    ) -> Result<Self> {
+        config.validate()?;
+        Ok(Self {
+            config: config.clone(),
+            device: device.clone(),
+            parts: Box::new(parts),
+        })
+    }
+
+    /// Takes the next bytes of the file.
+    ///
+    /// # Errors
+    /// As [`TensorStream::feed`]; wrong or missing tensors are told as soon as the header has arrived.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
+        self.parts.feed(bytes, &self.config, &self.device)
+    }
+
+    /// The tower, when the whole file has arrived.
+    ///
+    /// # Errors
+    /// [`crate::Error::Weights`] says where the file breaks off.
+    pub fn finish(self) -> Result<ImageTower> {
+        let Self {
+            config,
+            device,
+            parts,
+        } = self;
+        let (body, _) = parts.finish(&config, &device)?;
+        Ok(ImageTower { config, device, body })
+    }
+}
+
+impl TextTowerStream {
+    /// Waits for the file of a tower of these sizes.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] where a size is out of range.
+    pub fn new(config: &ErnieConfig, device: &Device, engine: Engine) -> Result<Self> {
+        match engine.is_host(device) {
+            true => Self::on_host(config, device),
+            false => Self::on_device(config, device),
+        }
+    }
+
+    /// As [`TextTowerStream::new`], on this crate's kernels: a program that calls nothing else holds no code of Burn's.
+    ///
+    /// # Errors
+    /// As [`TextTowerStream::new`].
+    pub fn on_host(config: &ErnieConfig, device: &Device) -> Result<Self> {
+        Self::of(
+            Arriving::<HostErnie>::new(text_tensors(config), config),
+            config,
+            device,
+        )
+    }
+
+    /// As [`TextTowerStream::new`], as a Burn module.
+    ///
+    /// # Errors
+    /// As [`TextTowerStream::new`].
+    pub fn on_device(config: &ErnieConfig, device: &Device) -> Result<Self> {
+        Self::of(
+            Arriving::<Ernie>::new(text_tensors(config), config),
+            config,
+            device,
+        )
+    }
+
+    fn of(
+        parts: impl Parts<ErnieConfig, dyn TextBody> + 'static,
+        config: &ErnieConfig,
+        device: &Device,
+    ) -> Result<Self> {
+        config.validate()?;
+        Ok(Self {
+            config: config.clone(),
+            device: device.clone(),
+            parts: Box::new(parts),
+        })
+    }
+
+    /// Takes the next bytes of the file.
+    ///
+    /// # Errors
+    /// As [`TensorStream::feed`]; wrong or missing tensors are told as soon as the header has arrived.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
+        self.parts.feed(bytes, &self.config, &self.device)
+    }
+
+    /// The tower, when the whole file has arrived.
+    ///
+    /// # Errors
+    /// [`crate::Error::Weights`] says where the file breaks off.
+    pub fn finish(self) -> Result<TextTower> {
+        let Self {
+            config,
+            device,
+            parts,
+        } = self;
+        let (body, rest) = parts.finish(&config, &device)?;
+        let words = Words::load(&Loader(&rest), &config)?;
+        Ok(TextTower {
+            config,
+            device,
+            words,
+            body,
+        })
+    }
+}
+
+/// A tower in the making, whichever kind it is.
+trait Parts<Config, Body: ?Sized> {
+    fn feed(&mut self, bytes: &[u8], config: &Config, device: &Device) -> Result<()>;
+
+    /// The tower, and what it did not use.
+    fn finish(self: Box<Self>, config: &Config, device: &Device) -> Result<(Box<Body>, TensorStream)>;
+}
+
+/// The blocks of a tower that are there, and the tensors of those that are not.
+struct Arriving<T: Layered> {
+    stream: TensorStream,
+    /// The names of each block's tensors start with this.
+    prefixes: Vec<String>,
+    /// The names of each block's tensors.
+    names: Vec<Vec<String>>,
+    blocks: Vec<Option<T::Block>>,
+}
+
+impl<T: Layered> Arriving<T> {
+    fn new(tensors: Vec<(String, Vec<usize>)>, config: &T::Config) -> Self {
+        let prefixes = T::blocks(config);
+        let of_block = |prefix: &String| {
+            let names = tensors.iter().map(|(name, _)| name);
+            names.filter(|name| name.starts_with(prefix)).cloned().collect()
+        };
+        Self {
+            names: prefixes.iter().map(of_block).collect(),
+            blocks: prefixes.iter().map(|_| None).collect(),
+            prefixes,
+            stream: TensorStream::new(tensors),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8], config: &T::Config, device: &Device) -> Result<()> {
+        /// Bytes at a time, so that little more than a block's tensors is held.
+        const PIECE: usize = 1 << 20;
+        for bytes in bytes.chunks(PIECE) {
+            self.stream.feed(bytes)?;
+            for (i, block) in self.blocks.iter_mut().enumerate() {
+                let complete = |name: &String| self.stream.is_complete(name);
+                if block.is_none() && self.names[i].iter().all(complete) {
+                    *block = Some(T::load_block(
+                        &Loader(&self.stream),
+                        config,
+                        device,
+                        &self.prefixes[i],
+                    )?);
+                    self.stream.discard(&self.names[i]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn complete(self, config: &T::Config, device: &Device) -> Result<(T, TensorStream)> {
+        self.stream.finish()?;
+        let blocks = self.blocks.into_iter().flatten().collect();
+        let tower = T::assemble(&Loader(&self.stream), config, device, blocks)?;
+        Ok((tower, self.stream))
+    }
+}
+
+/// The body that a kind of tower is.
+macro_rules! parts {
+    ($module:ty, $config:ty, $body:ident, |$tower:ident, $device:ident| $boxed:expr) => {
+        impl Parts<$config, dyn $body> for Arriving<$module> {
+            fn feed(&mut self, bytes: &[u8], config: &$config, device: &Device) -> Result<()> {
+                self.take(bytes, config, device)
+            }
+
+            fn finish(
+                self: Box<Self>,
+                config: &$config,
+                $device: &Device,
+            ) -> Result<(Box<dyn $body>, TensorStream)> {
+                let ($tower, rest) = self.complete(config, $device)?;
+                Ok((Box::new($boxed), rest))
+            }
+        }
+    };
+}
+parts!(HostVit, VitConfig, ImageBody, |tower, device| tower);
+parts!(HostErnie, ErnieConfig, TextBody, |tower, device| tower);
+parts!(Vit, VitConfig, ImageBody, |module, device| OnDevice {
+    module,
+    device: device.clone()
+});
+parts!(Ernie, ErnieConfig, TextBody, |module, device| OnDevice {
+    module,
+    device: device.clone()
+});
