@@ -21,6 +21,8 @@ pub mod towers;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod vectors;
+#[cfg(all(feature = "web", target_family = "wasm"))]
+pub mod web;
 pub mod weights;
 
 pub use config::*;

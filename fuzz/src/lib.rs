@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use ernie_vil::ModelConfig;
 use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
-use ernie_vil::index::EmbeddingIndex;
+use ernie_vil::index::{EmbeddingIndex, VectorType};
 use ernie_vil::pairs::{PairReader, Position, count_rows};
 use ernie_vil::text::{Tokenizer, Vocabulary};
 use ernie_vil::vectors::{Embeddings, NpyWriter, OutWriter, read_npy, read_out, read_safetensors};
@@ -95,34 +95,48 @@ pub fn image(bytes: &[u8]) {
     });
 }
 
-/// An index: the bytes as a file, and as instructions to build one, which is saved and loaded.
+/// An index: the bytes as a file and as a log, and as instructions to build one, which is saved and loaded,
+/// and brought back from its log.
 pub fn index(bytes: &[u8]) {
     at_most(64 * bytes.len() + 64 * KIB, || {
         let _ = EmbeddingIndex::load(bytes);
+        let read = EmbeddingIndex::new(2, "fuzz").replay(bytes);
+        assert!(read.is_err() || read.is_ok_and(|read| read <= bytes.len()));
     });
-    // A file's checksum keeps changed bytes out, so what lies behind it is reached from inside.
-    let Some((&dimensions, instructions)) = bytes.split_first() else {
+    // A checksum keeps changed bytes out, so what lies behind it is reached from inside.
+    let Some((&first, instructions)) = bytes.split_first() else {
         return;
     };
-    let dimensions = usize::from(dimensions % 5) + 1;
-    let mut index = EmbeddingIndex::new(dimensions, "fuzz");
+    let dimensions = usize::from(first % 5) + 1;
+    let dtype = [VectorType::F32, VectorType::Int8][usize::from(first / 5 % 2)];
+    let mut index = EmbeddingIndex::with_dtype(dimensions, "fuzz", dtype);
+    index.keep_log(true);
+    let mut log = Vec::new();
     // Every one of them may search, and more of them find no more.
     for instruction in instructions.chunks_exact(dimensions + 1).take(256) {
         let (id, vector) = (instruction[0] >> 1, &instruction[1..]);
         let id = format!("\u{1}\"{id}");
         if instruction[0] & 1 == 0 {
-            let there = index.get(&id).is_some();
+            let there = index.has(&id);
             assert_eq!(index.remove(&id), there);
+            log.extend(index.take_log());
         } else {
             let vector: Vec<f32> = vector.iter().map(|&byte| f32::from(byte as i8)).collect();
-            let replaced = index.get(&id).is_some();
+            let replaced = index.has(&id);
             match index.add(id.clone(), &vector) {
                 Ok(found) => {
                     assert_eq!(found, replaced);
-                    assert_eq!(index.get(&id), Some(vector.as_slice()));
+                    let largest = vector.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+                    let allowed = match dtype {
+                        VectorType::F32 => 0.0,
+                        VectorType::Int8 => largest / 250.0,
+                    };
+                    let kept = index.get(&id).unwrap();
+                    assert!(kept.iter().zip(&vector).all(|(a, b)| (a - b).abs() <= allowed));
                     // The vector with itself, unless a longer one has a higher score.
                     let own: f32 = vector.iter().map(|value| value * value).sum();
-                    assert!(index.search(&vector, 1).unwrap()[0].score >= own);
+                    let sum: f32 = vector.iter().map(|value| value.abs()).sum();
+                    assert!(index.search(&vector, 1).unwrap()[0].score >= own - 1.02 * allowed * sum);
                 }
                 Err(_) => assert!(vector.iter().all(|&value| value == 0.0)),
             }
@@ -131,9 +145,17 @@ pub fn index(bytes: &[u8]) {
     let mut file = Vec::new();
     index.save(&mut file).unwrap();
     let loaded = at_most(64 * file.len() + 64 * KIB, || EmbeddingIndex::load(&file)).unwrap();
-    assert_eq!(loaded.ids(), index.ids());
-    for id in index.ids() {
-        assert_eq!(loaded.get(id), index.get(id));
+    log.extend(index.take_log());
+    let replayed = at_most(64 * log.len() + 64 * KIB, || {
+        let mut replayed = EmbeddingIndex::with_dtype(dimensions, "fuzz", dtype);
+        assert_eq!(replayed.replay(&log).unwrap(), log.len());
+        replayed
+    });
+    for other in [loaded, replayed] {
+        assert_eq!(other.ids(), index.ids());
+        for id in index.ids() {
+            assert_eq!(other.get(id), index.get(id));
+        }
     }
 }
 

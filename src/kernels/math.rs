@@ -31,6 +31,38 @@ pub(super) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     }
 }
 
+/// A function of one value. A type and not a closure, which would not be inlined, and so be compiled
+/// without the instruction set.
+pub(super) trait Function {
+    unsafe fn of<S: Simd>(x: S::V) -> S::V;
+}
+
+pub(super) struct QuickGelu;
+pub(super) struct Gelu;
+pub(super) struct Relu;
+
+impl Function for QuickGelu {
+    #[inline(always)]
+    unsafe fn of<S: Simd>(x: S::V) -> S::V {
+        unsafe { quick_gelu::<S>(x) }
+    }
+}
+
+impl Function for Gelu {
+    #[inline(always)]
+    unsafe fn of<S: Simd>(x: S::V) -> S::V {
+        unsafe { gelu::<S>(x) }
+    }
+}
+
+impl Function for Relu {
+    #[inline(always)]
+    unsafe fn of<S: Simd>(x: S::V) -> S::V {
+        // A NaN must stand second to come through.
+        unsafe { S::max(S::splat(0.0), x) }
+    }
+}
+
 /// x / (1 + e^(-1.702 x)), the approximation of GELU that CLIP's image towers use.
 #[inline(always)]
 pub(super) unsafe fn quick_gelu<S: Simd>(x: S::V) -> S::V {

@@ -8,8 +8,21 @@ use super::simd::{InstructionSet, Simd, dispatch};
 use super::{Shared, for_each, threads};
 
 /// How deep a panel is taken at a time: 384 rows of 32 columns are 48 KiB, which stream from the second
-/// level cache while the matching piece of twelve rows (18 KiB) stays in the first.
-const DEPTH_BLOCK: usize = 384;
+/// level cache while the matching piece of twelve rows (18 KiB) stays in the first. A panel of 8 columns can
+/// be deeper, for fewer beginnings and ends of a tile. The depth does not show in the result.
+const fn depth_block<S: Simd>() -> usize {
+    match S::LANES {
+        8.. => 384,
+        _ => 768,
+    }
+}
+
+/// Up to this many rows, waiting for the weights to come from memory takes a good part of the time: each tile
+/// looks for a share of the next panel ([`Simd::touch`]).
+const TOUCH_ROWS: usize = 64;
+
+/// From this many weights on (1 MiB) they do come from memory.
+const TOUCH_WEIGHTS: usize = 1 << 18;
 
 /// How far ahead of its use, in floats, a panel is asked for: 4 KiB. The processor's own prefetching stops at
 /// the end of each page, which shows where the weights come from memory.
@@ -136,6 +149,8 @@ fn panel_width() -> usize {
     match InstructionSet::detect() {
         InstructionSet::Avx512 => 32,
         InstructionSet::Avx2 | InstructionSet::Portable => 16,
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        InstructionSet::Simd128 => 8,
     }
 }
 
@@ -360,9 +375,11 @@ dispatch! {
 #[inline(always)]
 pub(super) unsafe fn product_with<S: Simd>(p: &Product) {
     let panel = 2 * S::LANES;
+    let tiles = p.rows.div_ceil(tile_height::<S>());
+    let touches = S::TOUCHES && tiles > 1 && p.rows <= TOUCH_ROWS && p.depth * p.columns >= TOUCH_WEIGHTS;
     let mut start = 0;
     loop {
-        let depth = DEPTH_BLOCK.min(p.depth - start);
+        let depth = depth_block::<S>().min(p.depth - start);
         let is_first = start == 0;
         let is_last = start + depth == p.depth;
         for column in (0..p.columns).step_by(panel) {
@@ -373,6 +390,14 @@ pub(super) unsafe fn product_with<S: Simd>(p: &Product) {
                     true => p.bias.add(column),
                     false => std::ptr::null(),
                 };
+                // Each tile touches its share of the next panel's piece.
+                let (mut ahead, ahead_step): (*const u8, _) = match touches && column + panel < p.columns {
+                    true => (
+                        packed.add(panel * p.depth).cast(),
+                        size_of::<f32>() * panel / tiles,
+                    ),
+                    false => (std::ptr::null(), 0),
+                };
                 let tile = Tile {
                     input_stride: p.input_stride,
                     packed,
@@ -382,6 +407,7 @@ pub(super) unsafe fn product_with<S: Simd>(p: &Product) {
                     output_stride: p.output_stride,
                     activation: if is_last { p.activation } else { Activation::None },
                     accumulate: p.accumulate || !is_first,
+                    ahead_step,
                 };
                 let mut row = 0;
                 while row < p.rows {
@@ -389,20 +415,25 @@ pub(super) unsafe fn product_with<S: Simd>(p: &Product) {
                     let input = p.input.add(row * p.input_stride + start);
                     let output = p.output.add(row * p.output_stride + column);
                     match rows {
-                        1 => tile.run::<S, 1>(input, output),
-                        2 => tile.run::<S, 2>(input, output),
-                        3 => tile.run::<S, 3>(input, output),
-                        4 => tile.run::<S, 4>(input, output),
-                        5 => tile.run::<S, 5>(input, output),
-                        6 => tile.run::<S, 6>(input, output),
-                        7 => tile.run::<S, 7>(input, output),
-                        8 => tile.run::<S, 8>(input, output),
-                        9 => tile.run::<S, 9>(input, output),
-                        10 => tile.run::<S, 10>(input, output),
-                        11 => tile.run::<S, 11>(input, output),
-                        _ => tile.run::<S, 12>(input, output),
+                        1 => tile.run::<S, 1, false>(input, output, ahead),
+                        2 => tile.run::<S, 2, false>(input, output, ahead),
+                        3 => tile.run::<S, 3, false>(input, output, ahead),
+                        4 if !ahead.is_null() => tile.run::<S, 4, true>(input, output, ahead),
+                        4 => tile.run::<S, 4, false>(input, output, ahead),
+                        5 => tile.run::<S, 5, false>(input, output, ahead),
+                        6 => tile.run::<S, 6, false>(input, output, ahead),
+                        7 => tile.run::<S, 7, false>(input, output, ahead),
+                        8 => tile.run::<S, 8, false>(input, output, ahead),
+                        9 => tile.run::<S, 9, false>(input, output, ahead),
+                        10 => tile.run::<S, 10, false>(input, output, ahead),
+                        11 => tile.run::<S, 11, false>(input, output, ahead),
+                        _ => tile.run::<S, 12, false>(input, output, ahead),
                     }
                     row += rows;
+                    ahead = ahead.wrapping_add(depth * ahead_step);
+                }
+                if S::LANES == 4 {
+                    tile.activate::<S>(p.output.add(column), p.rows);
                 }
             }
         }
@@ -418,7 +449,8 @@ pub(super) unsafe fn product_with<S: Simd>(p: &Product) {
 const fn tile_height<S: Simd>() -> usize {
     match S::LANES {
         16 => 12,
-        _ => 6,
+        8 => 6,
+        _ => 4,
     }
 }
 
@@ -432,14 +464,25 @@ struct Tile {
     output_stride: usize,
     activation: Activation,
     accumulate: bool,
+    /// How many bytes each step down the depth goes on in what is touched ahead.
+    ahead_step: usize,
 }
 
 impl Tile {
     /// M rows by two registers of columns, held in registers while the depth passes.
-    #[inline(always)]
-    unsafe fn run<S: Simd, const M: usize>(&self, input: *const f32, output: *mut f32) {
-        if M > tile_height::<S>() {
-            // Known when compiled: no code comes of the taller tiles.
+    ///
+    /// In WebAssembly it is a function of its own, which is called often and soon: an engine starts with
+    /// quickly made, slow code and replaces it at a call, and it allots registers better in a small function.
+    #[cfg_attr(not(target_arch = "wasm32"), inline(always))]
+    #[cfg_attr(target_arch = "wasm32", inline(never))]
+    unsafe fn run<S: Simd, const M: usize, const AHEAD: bool>(
+        &self,
+        input: *const f32,
+        output: *mut f32,
+        ahead: *const u8,
+    ) {
+        if M > tile_height::<S>() || (AHEAD && !S::TOUCHES) {
+            // Known when compiled: no code comes of tiles that are not used.
             return;
         }
         let lanes = S::LANES;
@@ -463,10 +506,14 @@ impl Tile {
                     *sum = [S::add(sum[0], old[0]), S::add(sum[1], old[1])];
                 }
             }
-            let mut packed = self.packed;
+            let (mut packed, mut ahead) = (self.packed, ahead);
             for k in 0..self.depth {
                 let right = [S::load(packed), S::load(packed.add(lanes))];
                 S::prefetch(packed.wrapping_add(PREFETCH));
+                if AHEAD {
+                    S::touch(ahead);
+                    ahead = ahead.add(self.ahead_step);
+                }
                 packed = packed.add(2 * lanes);
                 for (i, sum) in sums.iter_mut().enumerate() {
                     let left = S::splat(*input.add(i * self.input_stride + k));
@@ -488,8 +535,8 @@ impl Tile {
             }
             // Applied to what was just stored: it is still in the first level cache, and all registers are
             // free for it.
-            if self.activation != Activation::None {
-                self.activate::<S, M>(output);
+            if S::LANES > 4 && self.activation != Activation::None {
+                self.activate::<S>(output, M);
             }
         }
     }
@@ -510,28 +557,32 @@ impl Tile {
     }
 
     #[inline(always)]
-    unsafe fn activate<S: Simd, const M: usize>(&self, output: *mut f32) {
-        for i in 0..M {
-            for column in (0..self.columns).step_by(S::LANES) {
-                let some = S::LANES.min(self.columns - column);
-                unsafe {
-                    let at = output.add(i * self.output_stride + column);
-                    let x = match some == S::LANES {
-                        true => S::load(at),
-                        false => S::load_first(at, some),
-                    };
-                    // Not a closure handed in: it would not be inlined, and so be compiled without the
-                    // instruction set.
-                    let y = match self.activation {
-                        Activation::None => x,
-                        Activation::QuickGelu => math::quick_gelu::<S>(x),
-                        Activation::Gelu => math::gelu::<S>(x),
-                        Activation::Relu => S::max(S::splat(0.0), x),
-                    };
-                    match some == S::LANES {
-                        true => S::store(at, y),
-                        false => S::store_first(at, y, some),
-                    }
+    unsafe fn activate<S: Simd>(&self, output: *mut f32, rows: usize) {
+        unsafe {
+            match self.activation {
+                Activation::None => {}
+                Activation::QuickGelu => self.apply::<S, math::QuickGelu>(output, rows),
+                Activation::Gelu => self.apply::<S, math::Gelu>(output, rows),
+                Activation::Relu => self.apply::<S, math::Relu>(output, rows),
+            }
+        }
+    }
+
+    /// In WebAssembly a function of its own, so that its many constants stay out of the others' way.
+    #[cfg_attr(not(target_arch = "wasm32"), inline(always))]
+    #[cfg_attr(target_arch = "wasm32", inline(never))]
+    unsafe fn apply<S: Simd, F: math::Function>(&self, output: *mut f32, rows: usize) {
+        let whole = self.columns / S::LANES * S::LANES;
+        for i in 0..rows {
+            unsafe {
+                let row = output.add(i * self.output_stride);
+                for column in (0..whole).step_by(S::LANES) {
+                    let at = row.add(column);
+                    S::store(at, F::of::<S>(S::load(at)));
+                }
+                if whole < self.columns {
+                    let (at, some) = (row.add(whole), self.columns - whole);
+                    S::store_first(at, F::of::<S>(S::load_first(at, some)), some);
                 }
             }
         }

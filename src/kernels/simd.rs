@@ -31,6 +31,11 @@ pub(super) trait Simd: Copy {
     unsafe fn scale_by_power_of_two(x: Self::V, n: Self::V) -> Self::V;
     /// Asks for two registers' worth of memory that will be read soon; any address will do.
     unsafe fn prefetch(p: *const f32);
+    /// Whether [`Simd::touch`] is of use, since there is no instruction for [`Simd::prefetch`].
+    const TOUCHES: bool = false;
+    /// Reads a byte and forgets it, so that its surroundings are near when they are needed.
+    #[inline(always)]
+    unsafe fn touch(_: *const u8) {}
     unsafe fn sum(v: Self::V) -> f32;
     unsafe fn largest(v: Self::V) -> f32;
 }
@@ -42,6 +47,9 @@ pub enum InstructionSet {
     Avx512,
     /// x86-64 with AVX2 and FMA.
     Avx2,
+    /// WebAssembly with SIMD128, which is chosen when the module is built: a processor is not asked.
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    Simd128,
     /// Whatever the compiler makes of arrays of eight floats.
     Portable,
 }
@@ -64,6 +72,9 @@ impl InstructionSet {
                 return Self::Avx2;
             }
         }
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        return Self::Simd128;
+        #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
         Self::Portable
     }
 }
@@ -92,13 +103,16 @@ macro_rules! dispatch {
                     crate::kernels::simd::InstructionSet::Portable => {}
                 }
             }
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            return unsafe { $generic::<crate::kernels::simd::Simd128>($($arg),*) };
+            #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
             unsafe { $generic::<crate::kernels::simd::Portable>($($arg),*) }
         }
     };
 }
 pub(super) use dispatch;
 
-/// Arrays of eight floats, which LLVM turns into what the target has (NEON, wasm SIMD128, SSE2).
+/// Arrays of eight floats, which LLVM turns into what the target has (NEON, SSE2).
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
 
@@ -357,6 +371,117 @@ mod x86 {
                 let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
                 _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
             }
+        }
+    }
+}
+
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub(super) use wasm::Simd128;
+
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm {
+    use super::Simd;
+    use std::arch::wasm32::*;
+
+    /// One register of four floats. There is no fused multiplication and addition: it would round
+    /// once where this rounds twice, and not every engine has it.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Simd128;
+
+    impl Simd for Simd128 {
+        type V = v128;
+        const LANES: usize = 4;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> v128 {
+            f32x4_splat(x)
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> v128 {
+            unsafe { v128_load(p.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: v128) {
+            unsafe { v128_store(p.cast(), v) }
+        }
+        #[inline(always)]
+        unsafe fn load_first(p: *const f32, n: usize) -> v128 {
+            unsafe {
+                match n {
+                    0 => f32x4_splat(0.0),
+                    1 => v128_load32_zero(p.cast()),
+                    2 => v128_load64_zero(p.cast()),
+                    _ => v128_load32_lane::<2>(v128_load64_zero(p.cast()), p.add(2).cast()),
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_first(p: *mut f32, v: v128, n: usize) {
+            unsafe {
+                match n {
+                    0 => {}
+                    1 => v128_store32_lane::<0>(v, p.cast()),
+                    2 => v128_store64_lane::<0>(v, p.cast()),
+                    _ => {
+                        v128_store64_lane::<0>(v, p.cast());
+                        v128_store32_lane::<2>(v, p.add(2).cast());
+                    }
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(a: v128, b: v128) -> v128 {
+            f32x4_add(a, b)
+        }
+        #[inline(always)]
+        unsafe fn sub(a: v128, b: v128) -> v128 {
+            f32x4_sub(a, b)
+        }
+        #[inline(always)]
+        unsafe fn mul(a: v128, b: v128) -> v128 {
+            f32x4_mul(a, b)
+        }
+        #[inline(always)]
+        unsafe fn div(a: v128, b: v128) -> v128 {
+            f32x4_div(a, b)
+        }
+        #[inline(always)]
+        unsafe fn mul_add(a: v128, b: v128, c: v128) -> v128 {
+            f32x4_add(f32x4_mul(a, b), c)
+        }
+        // The "pseudo" minimum and maximum are one comparison and choice, and one instruction on x86-64.
+        // They hand over their first operand where one is NaN, so the operands change places.
+        #[inline(always)]
+        unsafe fn max(a: v128, b: v128) -> v128 {
+            f32x4_pmax(b, a)
+        }
+        #[inline(always)]
+        unsafe fn min(a: v128, b: v128) -> v128 {
+            f32x4_pmin(b, a)
+        }
+        #[inline(always)]
+        unsafe fn scale_by_power_of_two(x: v128, n: v128) -> v128 {
+            // Adding 1.5 * 2^23 leaves the integer in the low bits of the sum, and the bits above it are
+            // shifted out: cheaper than a conversion, which has to saturate.
+            let exponent = i32x4_shl(f32x4_add(n, f32x4_splat(12_582_912.0)), 23);
+            f32x4_mul(x, i32x4_add(exponent, f32x4_splat(1.0)))
+        }
+        #[inline(always)]
+        unsafe fn prefetch(_: *const f32) {}
+        const TOUCHES: bool = true;
+        #[inline(always)]
+        unsafe fn touch(p: *const u8) {
+            unsafe { p.read_volatile() };
+        }
+        #[inline(always)]
+        unsafe fn sum(v: v128) -> f32 {
+            let v = f32x4_add(v, i32x4_shuffle::<2, 3, 0, 1>(v, v));
+            f32x4_extract_lane::<0>(v) + f32x4_extract_lane::<1>(v)
+        }
+        #[inline(always)]
+        unsafe fn largest(v: v128) -> f32 {
+            let v = f32x4_pmax(v, i32x4_shuffle::<2, 3, 0, 1>(v, v));
+            f32x4_extract_lane::<0>(v).max(f32x4_extract_lane::<1>(v))
         }
     }
 }

@@ -1,0 +1,221 @@
+use js_sys::Uint32Array;
+use serde::Serialize;
+use wasm_bindgen::prelude::*;
+
+use super::{device, object, thrown};
+use crate::image::{Limits, Pixels, Preprocessor};
+use crate::text::Tokenizer;
+use crate::towers::{DualEncoder, ImageTowerStream, TextTowerStream};
+use crate::{Error, ModelConfig};
+
+/// A model in the making, from the bytes of a model folder's files as they arrive.
+#[wasm_bindgen]
+pub struct ModelLoader {
+    config: ModelConfig,
+    tokenizer: Option<Tokenizer>,
+    image: Option<ImageTowerStream>,
+    text: Option<TextTowerStream>,
+}
+
+#[wasm_bindgen]
+impl ModelLoader {
+    /// Starts with the bytes of `config.json` and, for the text tower, of `vocab.txt`.
+    #[wasm_bindgen(constructor)]
+    pub fn new(config: &[u8], vocab: Option<Vec<u8>>, image: bool, text: bool) -> Result<Self, JsValue> {
+        Self::start(config, vocab, image, text).map_err(thrown)
+    }
+
+    fn start(config: &[u8], vocab: Option<Vec<u8>>, image: bool, text: bool) -> crate::Result<Self> {
+        let config = ModelConfig::from_json(config).map_err(|error| error.within("config.json"))?;
+        let device = device()?;
+        let tokenizer = match (text, vocab) {
+            (false, _) => None,
+            (true, None) => {
+                return Err(Error::Vocabulary(
+                    "not given, expected vocab.txt: the text tower needs it".into(),
+                ));
+            }
+            (true, Some(vocab)) => {
+                let tokenizer = Tokenizer::parse(&vocab, config.text.vocab_size);
+                Some(tokenizer.map_err(|error| error.within("vocab.txt"))?)
+            }
+        };
+        // Of the two kinds of towers a module has one.
+        #[cfg(feature = "webgpu")]
+        let (image_tower, text_tower) = (ImageTowerStream::on_device, TextTowerStream::on_device);
+        #[cfg(not(feature = "webgpu"))]
+        let (image_tower, text_tower) = (ImageTowerStream::on_host, TextTowerStream::on_host);
+        let image = image.then(|| image_tower(&config.image, &device));
+        let text = text.then(|| text_tower(&config.text, &device));
+        Ok(Self {
+            image: image.transpose()?,
+            text: text.transpose()?,
+            tokenizer,
+            config,
+        })
+    }
+
+    /// Takes the next bytes of `image.safetensors` or `text.safetensors`, in order, pieces of any size.
+    pub fn feed(
+        &mut self,
+        #[wasm_bindgen(unchecked_param_type = "\"image\" | \"text\"")] tower: &str,
+        bytes: &[u8],
+    ) -> Result<(), JsValue> {
+        let fed = match (tower, &mut self.image, &mut self.text) {
+            ("image", Some(image), _) => image.feed(bytes),
+            ("text", _, Some(text)) => text.feed(bytes),
+            _ => Err(Error::Weights(format!(
+                "{tower:?}, expected \"image\" or \"text\", of a tower that is wanted"
+            ))),
+        };
+        fed.map_err(|error| thrown(error.within(format!("{tower}.safetensors"))))
+    }
+
+    /// The model, when every file has arrived whole.
+    pub fn finish(self) -> Result<Model, JsValue> {
+        let image = self.image.map(ImageTowerStream::finish).transpose();
+        let text = self.text.map(TextTowerStream::finish).transpose();
+        Ok(Model {
+            tokenizer: self.tokenizer,
+            encoder: DualEncoder {
+                image: image.map_err(|error| thrown(error.within("image.safetensors")))?,
+                text: text.map_err(|error| thrown(error.within("text.safetensors")))?,
+                config: self.config,
+            },
+        })
+    }
+}
+
+/// A model: its tokenizer and the towers that were loaded.
+#[wasm_bindgen]
+pub struct Model {
+    tokenizer: Option<Tokenizer>,
+    encoder: DualEncoder,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Info<'a> {
+    name: &'a str,
+    note: Option<&'a str>,
+    structure: &'a str,
+    fingerprint: &'a str,
+    dimensions: usize,
+    max_text_tokens: usize,
+    image_size: usize,
+    vocab_size: usize,
+    towers: Vec<&'a str>,
+    parameters: u64,
+    /// What the towers compute in.
+    dtype: &'a str,
+}
+
+#[wasm_bindgen(typescript_custom_section)]
+const INFO: &str = "
+export interface ModelInfo {
+    name: string;
+    note: string | null;
+    structure: string;
+    fingerprint: string;
+    dimensions: number;
+    maxTextTokens: number;
+    imageSize: number;
+    vocabSize: number;
+    towers: (\"image\" | \"text\")[];
+    parameters: number;
+    dtype: \"f32\" | \"f16\";
+}
+";
+
+#[wasm_bindgen]
+impl Model {
+    /// What the model is.
+    #[wasm_bindgen(unchecked_return_type = "ModelInfo")]
+    pub fn info(&self) -> Result<JsValue, JsValue> {
+        let config = &self.encoder.config;
+        let loaded = [
+            ("image", self.encoder.image.is_some()),
+            ("text", self.encoder.text.is_some()),
+        ];
+        let towers = || loaded.iter().filter(|(_, loaded)| *loaded);
+        let parameters = towers().map(|(tower, _)| match *tower {
+            "image" => config.image.parameters(),
+            _ => config.text.parameters(),
+        });
+        object(&Info {
+            name: &config.name,
+            note: config.note.as_deref(),
+            structure: config.structure(),
+            fingerprint: &config.fingerprint,
+            dimensions: config.image.width,
+            max_text_tokens: config.max_text_tokens,
+            image_size: config.image.image_size,
+            vocab_size: config.text.vocab_size,
+            towers: towers().map(|(tower, _)| *tower).collect(),
+            parameters: parameters.sum(),
+            dtype: "f32",
+        })
+    }
+
+    /// The ids of each caption, `[CLS]` and `[SEP]` included, without padding.
+    pub fn tokenize(&self, texts: Vec<String>) -> Result<Vec<Uint32Array>, JsValue> {
+        let ids = self.ids(&texts).map_err(thrown)?;
+        Ok(ids.iter().map(|ids| Uint32Array::from(ids.as_slice())).collect())
+    }
+
+    /// Captions to vectors of unit length, behind one another in order.
+    #[wasm_bindgen(js_name = embedText)]
+    pub async fn embed_text(&self, texts: Vec<String>) -> Result<Vec<f32>, JsValue> {
+        let ids = self.ids(&texts).map_err(thrown)?;
+        let ids: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+        let tower = self.encoder.text.as_ref();
+        let tower = tower.ok_or_else(|| thrown(Error::Text("the text tower is not loaded".into())))?;
+        Ok(tower.embed_async(&ids).await.map_err(thrown)?.into_data())
+    }
+
+    /// A JPEG, PNG, WebP, BMP, TIFF or PNM file to the image tower's input, 3 * size * size values.
+    pub fn preprocess(&self, file: &[u8]) -> Result<Vec<f32>, JsValue> {
+        let preprocessor = self.preprocessor();
+        let mut input = vec![0.0; preprocessor.values()];
+        let done = preprocessor.preprocess_into(file, &Limits::default(), &mut input);
+        done.map_err(thrown)?;
+        Ok(input)
+    }
+
+    /// `width * height` pixels of red, green, blue and alpha, of which the last is dropped as in the original, to
+    /// the image tower's input.
+    #[wasm_bindgen(js_name = preprocessRgba)]
+    pub fn preprocess_rgba(&self, rgba: &[u8], width: u32, height: u32) -> Result<Vec<f32>, JsValue> {
+        let (pixels, []) = rgba.as_chunks::<4>() else {
+            return Err(thrown(Error::Image(format!(
+                "{} bytes, expected a multiple of 4",
+                rgba.len()
+            ))));
+        };
+        let rgb = pixels.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
+        let pixels = Pixels::new(width, height, rgb).map_err(thrown)?;
+        let preprocessor = self.preprocessor();
+        let mut input = vec![0.0; preprocessor.values()];
+        preprocessor.tensor_into(&preprocessor.crop(&pixels), &mut input);
+        Ok(input)
+    }
+
+    /// Some images' inputs, behind one another, to vectors of unit length in the same order.
+    #[wasm_bindgen(js_name = embedImages)]
+    pub async fn embed_images(&self, pixels: Vec<f32>) -> Result<Vec<f32>, JsValue> {
+        let tower = self.encoder.image.as_ref();
+        let tower = tower.ok_or_else(|| thrown(Error::Image("the image tower is not loaded".into())))?;
+        Ok(tower.embed_async(&pixels).await.map_err(thrown)?.into_data())
+    }
+
+    fn ids(&self, texts: &[String]) -> crate::Result<Vec<Vec<u32>>> {
+        let tokenizer = self.tokenizer.as_ref();
+        let tokenizer = tokenizer.ok_or_else(|| Error::Text("the text tower is not loaded".into()))?;
+        let most = self.encoder.config.max_text_tokens;
+        texts.iter().map(|text| tokenizer.encode(text, most)).collect()
+    }
+
+    fn preprocessor(&self) -> Preprocessor {
+        Preprocessor::new(self.encoder.config.image.image_size)
+    }
+}
