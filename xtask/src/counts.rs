@@ -37,6 +37,20 @@ pub fn of_cargo_test(line: &str) -> Option<Counts> {
     Some(counts(report))
 }
 
+/// One of the closing lines of `node --test` with its TAP reporter: `# pass 3`.
+pub fn of_node(line: &str) -> Option<Counts> {
+    let (outcome, number) = line.trim_end().strip_prefix("# ")?.split_once(' ')?;
+    let number = number.parse().ok()?;
+    let mut counts = Counts::default();
+    match outcome {
+        "pass" => counts.passed = number,
+        "fail" | "cancelled" => counts.failed = number,
+        "skipped" | "todo" => counts.skipped = number,
+        _ => return None,
+    }
+    Some(counts)
+}
+
 fn counts(report: &str) -> Counts {
     let mut counts = Counts::default();
     for part in report.split([',', ';']) {

@@ -2,9 +2,12 @@
 
 mod command;
 mod counts;
+mod demo;
 mod fuzz;
 mod scenes;
 mod test;
+mod toolchain;
+mod web;
 
 use std::process::ExitCode;
 
@@ -23,6 +26,15 @@ Usage: cargo xtask VERB
       No scene of the test split is in training; unseen shows kinds in colours and places that neither
       has. In both, each caption is true of its own scene alone. --sheet writes the first 64 pictures
       as one. --vocab writes the captions' vocabulary, and needs neither --count nor --seed.
+
+  web [--only cpu|webgpu|cpu-threads] [--fast] [--no-pack]
+      Builds the npm package in pkg/: the library as WebAssembly, in two modules or the one that is named,
+      the JavaScript around it, and the tarball. Says how large they are, and fails where one is too large.
+      Needs Node.js with npm, and a compiler for WebAssembly: where the toolchain has none, rustup adds it,
+      else Debian's packages do. --fast leaves the optimisation by wasm-opt out, --no-pack the tarball.
+
+  demo [--port P] [--fast] [--no-serve]
+      Builds the npm package and the demo page in www/, serves the page (on port 4173) and prints its address.
 
 It works from any folder of the main workspace. The exit code is 0, 1 on failure, 2 for a wrong command line.
 ";
@@ -64,6 +76,8 @@ fn run(arguments: &[&str]) -> Result<(), Failure> {
         ["test", rest @ ..] => test::run(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),
         ["scenes", rest @ ..] => scenes::run(rest),
+        ["web", rest @ ..] => web::run(rest),
+        ["demo", rest @ ..] => demo::run(rest),
         [verb, ..] => Err(Failure::Usage(format!("There is no verb '{verb}'."))),
     }
 }
@@ -75,7 +89,12 @@ mod tests {
     #[test]
     fn a_wrong_command_line_is_told_from_a_failure() {
         assert_eq!(run(&["--help"]), Ok(()));
-        for arguments in [&["tests"][..], &["test", "--dry"], &["fuzz", "no-such-target"]] {
+        for arguments in [
+            &["tests"][..],
+            &["test", "--dry"],
+            &["fuzz", "no-such-target"],
+            &["web", "gpu"],
+        ] {
             assert!(matches!(run(arguments), Err(Failure::Usage(_))), "{arguments:?}");
         }
     }

@@ -1,19 +1,24 @@
 //! `cargo xtask test`: every check that a change has to pass.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::Failure;
-use crate::command::{cargo, program, run as run_command, run_tests, shown, succeeds};
-use crate::counts::{Counts, Reader, of_cargo_test, of_nextest};
+use crate::command::{cargo, program, root, run as run_command, run_tests, shown, succeeds};
+use crate::counts::{Counts, Reader, of_cargo_test, of_nextest, of_node};
+use crate::web;
 
-/// The target of the browser and of other hosts of WebAssembly.
-const WASM: &str = "wasm32-unknown-unknown";
+/// Debian's browser.
+const CHROMIUM: &str = "/usr/bin/chromium";
 
 /// What is on this machine, where it need not be.
 struct Tools {
     nextest: bool,
-    wasm: bool,
+    /// Or why there is no Node.js for the package.
+    node: Result<(), String>,
+    /// Or why there is no browser.
+    chromium: Result<(), String>,
 }
 
 struct Step {
@@ -45,6 +50,7 @@ pub fn run(arguments: &[&str]) -> Result<(), Failure> {
         [other, ..] => return Err(Failure::Usage(format!("'test' takes no '{other}'."))),
     };
     set_up(dry_run)?;
+    install_browser(dry_run);
     let tools = Tools::find();
     if !tools.nextest {
         println!(
@@ -104,16 +110,39 @@ fn set_up(dry_run: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Installs the browser where that needs nobody's password. Where it fails, the tests in it are left out, which the
+/// summary says.
+fn install_browser(dry_run: bool) {
+    let is_root =
+        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    if Path::new(CHROMIUM).exists() || !is_root || !succeeds(program("apt-get", &["--version"])) {
+        return;
+    }
+    let mut install = program(
+        "apt-get",
+        &["install", "-yq", "--no-install-recommends", "chromium"],
+    );
+    install.env("DEBIAN_FRONTEND", "noninteractive");
+    for mut command in [program("apt-get", &["update", "-q"]), install] {
+        if dry_run {
+            println!("set-up: {}", shown(&command));
+        } else if let Err(reason) = run_command(&mut command) {
+            println!("'{}' failed: {reason}", shown(&command));
+        }
+    }
+}
+
 impl Tools {
     fn find() -> Self {
-        let library = program("rustc", &["--print", "target-libdir", "--target", WASM]).output();
-        let wasm = library.is_ok_and(|found| {
-            let folder = String::from_utf8_lossy(&found.stdout);
-            found.status.success() && std::path::Path::new(folder.trim()).is_dir()
-        });
         Self {
             nextest: succeeds(cargo(&["nextest", "--version"])),
-            wasm,
+            node: web::check_node(),
+            chromium: match succeeds(program(CHROMIUM, &["--version"])) {
+                true => Ok(()),
+                false => Err(format!(
+                    "there is no {CHROMIUM}; 'sudo apt-get install chromium' installs it"
+                )),
+            },
         }
     }
 }
@@ -135,20 +164,20 @@ fn steps(tools: &Tools) -> Vec<Step> {
         command.args(["--lib", "--bins", "--tests", "--examples"]);
         Action::Test(command, of_cargo_test)
     };
-    let wasm = if tools.wasm {
-        Action::Run(cargo(&[
-            "check",
-            "--target",
-            WASM,
-            "--no-default-features",
-            "--lib",
-            "--release",
-        ]))
-    } else {
-        Action::Skip(format!(
-            "the target {WASM} is not installed ('rustup target add {WASM}' does so)"
-        ))
+    // What needs Node.js, and perhaps the browser too.
+    let with_node = |also: &Result<(), String>, action: Action| match tools.node.as_ref().and(also.as_ref()) {
+        Ok(()) => action,
+        Err(reason) => Action::Skip(reason.trim_end_matches('.').to_owned()),
     };
+    let this = std::env::current_exe().unwrap_or_else(|_| "xtask".into());
+    let node_tests = |folder: &str| {
+        let mut command = program("node", &["--test", "--test-reporter=tap"]);
+        command.args(test_files(&root().join(folder)));
+        // It was built for the tests above.
+        command.env("ERNIE_VIL_BIN", this.with_file_name("ernie-vil"));
+        Action::Test(command, of_node)
+    };
+    let nothing = Ok(());
     vec![
         step("formatting", Action::Run(cargo(&["fmt", "--all", "--check"]))),
         step(
@@ -168,6 +197,8 @@ fn steps(tools: &Tools) -> Vec<Step> {
             Action::Run(cargo(&[
                 "clippy",
                 "--no-default-features",
+                "--features",
+                "flex",
                 "--lib",
                 "--release",
                 "--",
@@ -184,8 +215,33 @@ fn steps(tools: &Tools) -> Vec<Step> {
                 of_cargo_test,
             ),
         ),
-        step("library for WebAssembly", wasm),
+        step(
+            "npm package",
+            with_node(&nothing, Action::Run(program(&this, &["web"]))),
+        ),
+        step("npm package's tests", with_node(&nothing, node_tests("pkg/test"))),
+        step(
+            "demo page",
+            with_node(&nothing, Action::Run(program(&this, &["demo", "--no-serve"]))),
+        ),
+        step(
+            "tests in the browser",
+            with_node(&tools.chromium, node_tests("pkg/test/browser")),
+        ),
+        step(
+            "tests of the installed package",
+            with_node(&tools.chromium, node_tests("pkg/test/install")),
+        ),
     ]
+}
+
+/// The tests for Node.js in a folder, in order.
+fn test_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();
+    files.retain(|file| file.to_string_lossy().ends_with(".test.mjs"));
+    files.sort();
+    files
 }
 
 impl Action {
@@ -242,16 +298,22 @@ fn seconds(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn commands(nextest: bool, wasm: bool) -> Vec<String> {
-        let steps = steps(&Tools { nextest, wasm });
+    fn commands(nextest: bool, web: bool) -> Vec<String> {
+        let there =
+            |there: bool, what: &str| there.then_some(()).ok_or_else(|| format!("there is no {what}."));
+        let steps = steps(&Tools {
+            nextest,
+            node: there(web, "Node.js"),
+            chromium: there(web, "browser"),
+        });
         steps.iter().map(|step| step.action.shown()).collect()
     }
 
     #[test]
     fn everything_is_built_with_one_profile() {
-        for (nextest, wasm) in [(false, false), (true, true)] {
-            for command in commands(nextest, wasm) {
-                let builds = !command.starts_with("cargo fmt") && !command.starts_with("skipped");
+        for (nextest, web) in [(false, false), (true, true)] {
+            for command in commands(nextest, web) {
+                let builds = command.contains("cargo ") && !command.starts_with("cargo fmt");
                 assert_eq!(command.contains("--release"), builds, "{command}");
             }
         }
@@ -267,12 +329,7 @@ mod tests {
         );
         assert!(!without.iter().any(|command| command.contains("nextest")));
         assert_eq!(with.len(), without.len());
-        assert!(
-            without
-                .last()
-                .unwrap()
-                .contains("rustup target add wasm32-unknown-unknown")
-        );
+        assert_eq!(without.last().unwrap(), "skipped, as there is no Node.js");
     }
 
     #[test]
@@ -298,17 +355,14 @@ mod tests {
                 Outcome::Failed(Duration::from_secs(245), "exit status: 101".into()),
             ),
             ("tests", Outcome::NotRun),
-            (
-                "library for WebAssembly",
-                Outcome::Skipped("there is no target".into()),
-            ),
+            ("npm package", Outcome::Skipped("there is no Node.js".into())),
         ];
         assert_eq!(
             summary(&outcomes),
             "passed         0.8 s  formatting\n\
              FAILED    4 min 05 s  lints: exit status: 101\n\
              not run               tests\n\
-             skipped               library for WebAssembly: there is no target\n"
+             skipped               npm package: there is no Node.js\n"
         );
     }
 }
