@@ -1,0 +1,127 @@
+// The WebAssembly modules as this package sees them, and how one is started.
+import { type ErnieVilError, asError } from "./errors.js";
+import { readFileUrl } from "./node.js";
+
+/** One of the two halves of the dual encoder. */
+export type Tower = "image" | "text";
+
+/** The builds of the module. */
+export type ModuleName = "cpu" | "cpu-threads" | "webgpu";
+
+/** What a loaded model says of itself. */
+export interface WasmInfo {
+  name: string;
+  structure: string;
+  fingerprint: string;
+  dimensions: number;
+  maxTextTokens: number;
+  imageSize: number;
+  vocabSize: number;
+  towers: Tower[];
+  parameters: number;
+  dtype: "f32" | "f16";
+  note: string | null;
+  /** What cosines are multiplied by before a softmax, where the model says so. */
+  logitScale?: number;
+}
+
+/** Takes a model's weights piece by piece. */
+export interface WasmLoader {
+  feed(tower: Tower, bytes: Uint8Array): void;
+  finish(): WasmModel;
+  free(): void;
+}
+
+/** A loaded model. */
+export interface WasmModel {
+  info(): WasmInfo;
+  tokenize(texts: string[]): Uint32Array[];
+  embedText(texts: string[]): Promise<Float32Array>;
+  preprocess(file: Uint8Array): Float32Array;
+  preprocessRgba(rgba: Uint8Array, width: number, height: number): Float32Array;
+  embedImages(pixels: Float32Array): Promise<Float32Array>;
+  free(): void;
+}
+
+/** The exact index. */
+export interface WasmIndex {
+  readonly size: number;
+  readonly dimensions: number;
+  readonly fingerprint: string;
+  readonly dtype: string;
+  add(ids: string[], vectors: Float32Array): void;
+  remove(ids: string[]): number;
+  has(id: string): boolean;
+  get(id: string): Float32Array | undefined;
+  ids(): string[];
+  search(queries: Float32Array, k: number): { ids: string[]; scores: Float32Array }[];
+  save(): Uint8Array;
+  takeLog(): Uint8Array;
+  replay(log: Uint8Array): number;
+  free(): void;
+}
+
+/** What wasm-bindgen's `init` takes as the module. */
+export type WasmInput = string | URL | BufferSource | WebAssembly.Module;
+
+/** The generated JavaScript of a module: `import * as glue from "ernie-vil/wasm/cpu/ernie_vil.js"`. */
+export interface Glue {
+  default(input: { module_or_path: WasmInput | Promise<WasmInput> }): Promise<unknown>;
+  version(): string;
+  kind(): string;
+  threads(): number;
+  sha256(bytes: Uint8Array): string;
+  initDevice?(): Promise<void>;
+  initThreadPool?(threads: number): Promise<unknown>;
+  ModelLoader: new (config: Uint8Array, vocab: Uint8Array | undefined, image: boolean, text: boolean) => WasmLoader;
+  Index: {
+    new (dimensions: number, fingerprint: string, dtype: "f32" | "int8"): WasmIndex;
+    load(bytes: Uint8Array): WasmIndex;
+  };
+  recall(text: Float32Array, image: Float32Array, dimensions: number): { table: string; report: object };
+}
+
+/** A module that can be started: its generated JavaScript and its WebAssembly. */
+export interface ModuleSource {
+  /** The generated JavaScript: `import * as glue from "ernie-vil/wasm/cpu/ernie_vil.js"`. */
+  glue: Glue;
+  /** The WebAssembly itself: an address, its bytes, or the compiled module. */
+  wasm: WasmInput;
+}
+
+const started = new WeakMap<Glue, Promise<void>>();
+
+const stopped = new WeakMap<Glue, ErnieVilError>();
+
+/** Marks a module that has trapped: its memory may be in any state, so that nothing may enter it again. */
+export function abandon(glue: Glue, error: ErnieVilError): void {
+  stopped.set(glue, error);
+}
+
+/** Throws where a module has trapped. */
+export function throwIfStopped(glue: Glue): void {
+  const error = stopped.get(glue);
+  if (error) throw error;
+}
+
+/** Starts a module; once in a thread, however often it is asked for. */
+export function start({ glue, wasm }: ModuleSource): Promise<void> {
+  let starting = started.get(glue);
+  if (!starting) {
+    starting = instantiate(glue, wasm);
+    started.set(glue, starting);
+    starting.catch(() => started.delete(glue));
+  }
+  return starting;
+}
+
+async function instantiate(glue: Glue, wasm: WasmInput): Promise<void> {
+  const address = wasm instanceof URL ? wasm.href : wasm;
+  try {
+    const file = typeof address === "string" && address.startsWith("file:");
+    await glue.default({ module_or_path: file ? await readFileUrl(address) : address });
+  } catch (thrown) {
+    const where = typeof address === "string" ? ` from ${address}` : "";
+    throw asError(thrown, "network", `the WebAssembly module could not be loaded${where}`);
+  }
+}
