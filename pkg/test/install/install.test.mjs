@@ -78,7 +78,8 @@ import { fileURLToPath } from "node:url";
 import webpack from "webpack";
 
 const context = fileURLToPath(new URL(".", import.meta.url));
-webpack({ mode: "production", context, entry: "./page.mjs" }, (error, stats) => {
+// Any other warning is an error; that the modules are larger than webpack likes is known.
+webpack({ mode: "production", context, entry: "./page.mjs", performance: { hints: false } }, (error, stats) => {
   console.log(error ?? stats.toString());
   process.exitCode = error || stats.hasErrors() || stats.hasWarnings() ? 1 : 0;
 });
