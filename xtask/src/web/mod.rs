@@ -60,7 +60,7 @@ struct Module {
     features: &'static str,
     /// The profile in Cargo.toml.
     profile: &'static str,
-    library: Library,
+    standard: Library,
     /// How wasm-opt optimises.
     optimisation: &'static str,
     /// Bytes after gzip.
@@ -72,7 +72,7 @@ const MODULES: [Module; 3] = [
         name: "cpu",
         features: "web,flex",
         profile: "web",
-        library: Library::Plain,
+        standard: Library::Plain,
         optimisation: "-O3",
         limit: Some(500_000),
     },
@@ -80,7 +80,7 @@ const MODULES: [Module; 3] = [
         name: "webgpu",
         features: "web,webgpu",
         profile: "web-small",
-        library: Library::Plain,
+        standard: Library::Plain,
         // The device does the work. What this code costs is its download.
         optimisation: "-Oz",
         limit: Some(2_500_000),
@@ -89,7 +89,7 @@ const MODULES: [Module; 3] = [
         name: "cpu-threads",
         features: "web-threads,flex",
         profile: "web",
-        library: Library::Atomics,
+        standard: Library::Atomics,
         optimisation: "-O3",
         limit: None,
     },
@@ -147,7 +147,7 @@ impl Options {
     fn wants(&self, module: &Module) -> bool {
         match self.only {
             Some(only) => only == module.name,
-            None => module.library == Library::Plain,
+            None => module.standard == Library::Plain,
         }
     }
 }
@@ -159,7 +159,7 @@ fn build(options: &Options) -> Result<Vec<Row>, String> {
     install_packages()?;
     let mut compilers = Vec::new();
     for module in MODULES.iter().filter(|module| options.wants(module)) {
-        let compiler = Wasm::find_or_install(module.library)?;
+        let compiler = Wasm::find_or_install(module.standard)?;
         println!("\n{}: {}.", module.name, compiler.described());
         compilers.push((module, compiler));
     }
@@ -223,7 +223,7 @@ impl Module {
                 flags += &format!("--remap-path-prefix={home}=home ");
             }
         }
-        match self.library {
+        match self.standard {
             Library::Plain => flags += "-C target-feature=+simd128",
             Library::Atomics => {
                 flags += "-C target-feature=+simd128,+atomics,+bulk-memory,+mutable-globals";
@@ -245,7 +245,7 @@ impl Module {
         let unoptimised = folder.join("unoptimised.wasm");
         let mut optimise = program("node", &[WASM_OPT, self.optimisation]);
         optimise.args(WASM_FEATURES);
-        if self.library == Library::Atomics {
+        if self.standard == Library::Atomics {
             optimise.arg("--enable-threads");
         }
         optimise.arg(&unoptimised).arg("-o").arg(output.join(MODULE_FILE));
