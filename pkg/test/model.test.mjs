@@ -262,8 +262,14 @@ const losing = (gpu, count) => (plan, _, position) => {
   plan.embedText = async () => {
     calls += 1;
     if (calls <= 2 || position >= count) return undefined;
-    gpu.devices.at(-1).lose();
-    return new Promise(() => {});
+    const device = gpu.devices.at(-1);
+    if (position % 2 === 0) {
+      device.lose();
+      return new Promise(() => {});
+    }
+    // A computation may fail before the device says that it is lost.
+    setTimeout(() => device.lose(), 20);
+    throw Object.assign(new Error("a buffer could not be mapped"), { code: "device" });
   };
 };
 

@@ -171,7 +171,7 @@ fn steps(tools: &Tools) -> Vec<Step> {
     };
     let this = std::env::current_exe().unwrap_or_else(|_| "xtask".into());
     let node_tests = |folder: &str| {
-        let mut command = program("node", &["--test", "--test-reporter=tap"]);
+        let mut command = program("node", &["--test", "--test-concurrency=1", "--test-reporter=tap"]);
         command.args(test_files(&root().join(folder)));
         // It was built for the tests above.
         command.env("ERNIE_VIL_BIN", this.with_file_name("ernie-vil"));

@@ -139,13 +139,14 @@ for (const storage of ["opfs", "indexeddb"]) {
 
 for (const { name, options } of builds) {
   scenario(`ten loads leave no worker behind: ${name}`, async ({ page }) => {
-    await page.evaluate(async (options) => {
-      for (let i = 0; i < 10; i++) {
-        const model = await ErnieVil.load("/tiny/", { ...options, towers: ["text"] });
+    for (let i = 0; i < 10; i++) {
+      await page.evaluate(async (options) => {
+        globalThis.model = await ErnieVil.load("/tiny/", { ...options, towers: ["text"] });
         await model.embedText(["一只猫"]);
-        model.dispose();
-      }
-    }, options);
+      }, options);
+      assert.ok(page.workers().length >= 1);
+      await page.evaluate(() => model.dispose());
+    }
     assert.equal(await workers(page, 0), 0);
   });
 }

@@ -6,7 +6,7 @@ import { after, test } from "node:test";
 import { launch, skip as noBrowser, timeout } from "../browser/support/browser.mjs";
 import { convertTiny, distance, goldens, missing, recordedTiny, temporary } from "../browser/support/native.mjs";
 import { serve } from "../browser/support/server.mjs";
-import { execute, makeProject, pack } from "./support/project.mjs";
+import { execute, makeProject, pack, startServer } from "./support/project.mjs";
 
 const folder = missing || (await temporary(after));
 const tiny = missing || convertTiny(join(folder, "tiny"));
@@ -56,7 +56,7 @@ for (const { name, tools = [], command } of [
   });
 }
 
-/** Opens a built page and embeds in it; exactly one WebAssembly file may be fetched. */
+/** Opens a page and embeds in it, with a model of `server`; nothing may be missing. */
 async function open(t, address, server) {
   const browser = await launch(t.after.bind(t));
   const page = await browser.newPage();
@@ -85,6 +85,14 @@ webpack({ mode: "production", context, entry: "./page.mjs", performance: { hints
 });
 `;
 
+const VITE = `
+import { createServer } from "vite";
+
+const server = await createServer({ server: { host: "127.0.0.1", port: 0 }, logLevel: "warn" });
+await server.listen();
+console.log(server.resolvedUrls.local[0]);
+`;
+
 for (const { name, tools, files, build } of [
   {
     name: "Vite",
@@ -111,3 +119,12 @@ for (const { name, tools, files, build } of [
     assert.equal(modules.length, 1, `WebAssembly: ${modules.map(({ name }) => name)}`);
   });
 }
+
+test("served by Vite while developing, without any settings", { skip: noBrowser, timeout }, async (t) => {
+  const files = { "embed.mjs": EMBED, "page.mjs": PAGE, "index.html": HTML("page.mjs"), "serve.mjs": VITE };
+  const project = await makeProject(folder, "vite-development", tarball, files, "vite@8.3.8");
+  if (project.skip) return t.skip(project.skip);
+  const server = await serve({ tiny, images: join(goldens, "images") });
+  t.after(server.close);
+  await open(t, await startServer(t, project.folder, "serve.mjs"), server);
+});

@@ -16,7 +16,6 @@ export class Peer {
    */
   constructor(ort, read, { device, threads, imageSize }) {
     ort.env.wasm.numThreads = threads;
-    ort.env.logLevel = "error";
     this.#ort = ort;
     this.#read = read;
     this.#provider = device === "webgpu" ? "webgpu" : "wasm";
@@ -29,6 +28,7 @@ export class Peer {
     const session = await this.#ort.InferenceSession.create(graph, {
       executionProviders: [this.#provider],
       graphOptimizationLevel: "all",
+      logSeverityLevel: 3,
       externalData: [{ path: `${tower}.bin`, data }],
     });
     this.#sessions.set(`${tower}-${form}`, session);

@@ -10,7 +10,7 @@ const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
 /** Why there can be no test in the browser here, or nothing. */
 export const skip = missing || (!existsSync(executablePath) && `there is no ${executablePath}: install chromium, or name it in CHROMIUM`);
 
-/** Minutes that a test may take: much longer than it needs on two busy cores. */
+/** Milliseconds that a test may take: much longer than it needs on two busy cores. */
 export const timeout = 20 * 60_000;
 
 const ARGS =

@@ -1,5 +1,5 @@
 // Small projects that the packed package is installed into.
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -38,4 +38,15 @@ export async function makeProject(parent, name, tarball, files, ...tools) {
   }
   npm(folder, "install", tarball);
   return { folder };
+}
+
+/** Runs a script until the test `t` ends; returns the address that it prints. */
+export async function startServer(t, folder, script) {
+  const child = spawn(process.execPath, [script], { cwd: folder, stdio: ["ignore", "pipe", "inherit"] });
+  t.after(() => child.kill());
+  for await (const text of child.stdout.setEncoding("utf8")) {
+    const [address] = /http:\S+/.exec(text) ?? [];
+    if (address) return address;
+  }
+  throw new Error(`${script} ended without an address`);
 }
