@@ -3,11 +3,12 @@
     pip install torch numpy safetensors
     python benches/peers/train_pytorch.py record --output tests/train
     python benches/peers/train_pytorch.py bench --model FOLDER --batch 128 --text-tokens 24
-    python benches/peers/train_pytorch.py compare --model FOLDER --ours 'COMMAND'
+    python benches/peers/train_pytorch.py compare --model FOLDER --train-file PAIRS
 
 `record` writes losses, gradients and updated parameters, computed in float64. `bench` times whole training steps
-in float32 and prints one JSON line. `compare` times COMMAND and `bench` in turn, so that whatever else the machine
-does falls on both; COMMAND prints one line of JSON last, with `samples_per_second`.
+in float32 and prints one JSON line. `compare` takes turns between `ernie-vil train` on a file of pairs and `bench`, so
+that whatever else the machine does falls on both. Ours reads, decodes and augments the pictures meanwhile; PyTorch is
+given one batch of noise.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -521,28 +523,60 @@ def bench(args):
     print(json.dumps(measure(args)))
 
 
-def last_json(command):
-    """Runs a command, a list or a line for the shell, and reads the last line that it printed."""
-    done = subprocess.run(command, shell=isinstance(command, str), stdout=subprocess.PIPE, text=True, encoding="utf-8")
-    shown = command if isinstance(command, str) else " ".join(command)
+def run(command, **options):
+    """Runs a command and returns what it printed."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", **options)
     if done.returncode != 0:
-        sys.exit(f"{shown} ended with exit code {done.returncode}")
-    try:
-        result = json.loads(done.stdout.strip().splitlines()[-1])
-        result["samples_per_second"] = float(result["samples_per_second"])
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"{shown}: expected a last line of JSON with samples_per_second ({error!r})")
-    return result
+        sys.exit(f"{' '.join(map(str, command))} ended with exit code {done.returncode}")
+    return done.stdout
+
+
+def longest(args, column):
+    """The tokens of the longest text of the batch in a column of the file: what a batch is padded to."""
+    with args.train_file.open(encoding="utf-8") as lines:
+        texts = [line.split("\t")[column] for line, _ in zip(lines, range(args.batch))]
+    answers = run([args.binary, "tokenize", "--quiet", "--model", args.model], input="\n".join(texts) + "\n")
+    # With the class token in front and the separator behind.
+    return max(len(json.loads(line)["ids"]) for line in answers.splitlines()) + 2
+
+
+def train_with_ours(args):
+    """A run of `ernie-vil train`: the same sizes, pairs and steps, from the same weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, config = Path(folder) / "run", Path(folder) / "train.yaml"
+        steps = WARM_UP_STEPS + args.steps
+        settings = {
+            "name": "bench",
+            "output": str(output),
+            "train_file": str(args.train_file.resolve()),
+            "init_from": str(args.model.resolve()),
+            "seed": args.seed,
+            "batch_size": args.batch,
+            "steps": steps,
+            "learning_rate": LEARNING_RATE,
+            "pairs": args.pairs,
+            "text_dropout": {"hidden": args.dropout, "attention": args.dropout},
+            "checkpoint_every": steps,
+        }
+        # JSON is YAML too.
+        config.write_text(json.dumps(settings), encoding="utf-8")
+        run([args.binary, "train", "--quiet", "--config", config, "--threads", str(args.threads)])
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    # The file has the mean speed since the run's start, so the time of each step is a difference.
+    ends = [i * args.batch / line["train"]["pairs_per_second"] for i, line in enumerate(lines, 1) if "train" in line]
+    times = [end - start for start, end in zip(ends, ends[1:])][WARM_UP_STEPS - 1 :]
+    median = statistics.median(times)
+    return {"samples_per_second": args.batch / median, "step_ms": [1e3 * t for t in times]}
 
 
 def compare(args):
     # The peer has a process of its own too, so that neither side's threads stay while the other runs.
     peer = [sys.executable, str(Path(__file__).resolve()), "bench", *bench_options(args)]
-    sides = {"ours": args.ours, "peer": peer}
+    sides = {"ours": lambda: train_with_ours(args), "peer": lambda: json.loads(run(peer).splitlines()[-1])}
     rounds = {side: [] for side in sides}
     for _ in range(args.rounds):
-        for side, command in sides.items():
-            rounds[side].append(last_json(command))
+        for side, call in sides.items():
+            rounds[side].append(call())
         ours, theirs = (rounds[side][-1]["samples_per_second"] for side in sides)
         print(f"ours {ours:.1f}, PyTorch {theirs:.1f} samples/s, ratio {ours / theirs:.3f}", file=sys.stderr)
     speeds = {side: [result["samples_per_second"] for result in results] for side, results in rounds.items()}
@@ -554,6 +588,8 @@ def compare(args):
                 "ratios": ratios,
                 "ratio_of_best": max(speeds["ours"]) / max(speeds["peer"]),
                 "samples_per_second": {side: statistics.median(found) for side, found in speeds.items()},
+                "text_tokens": args.text_tokens,
+                "tag_tokens": args.tag_tokens,
                 "load": os.getloadavg(),
                 "rounds": rounds,
             }
@@ -617,8 +653,8 @@ def arguments():
     options.add_argument("--model", type=Path, required=True, help="a model folder of ernie-vil")
     options.add_argument("--batch", type=count, default=128, help="samples of a step (default: 128)")
     options.add_argument("--steps", type=count, default=10, help="steps to time (default: 10)")
-    options.add_argument("--text-tokens", type=count, default=24, help="the longest caption's tokens (default: 24)")
-    options.add_argument("--tag-tokens", type=count, help="the longest tags' tokens (default: as captions)")
+    options.add_argument("--text-tokens", type=count, help="the longest caption's tokens (bench: 24; compare: the file's)")
+    options.add_argument("--tag-tokens", type=count, help="the longest tags' tokens (bench: as captions)")
     options.add_argument("--pairs", type=pairs_of, default=PAIRS, help="such as image-caption,image-tags:0.75")
     options.add_argument("--dropout", type=probability, default=0.1, help="of the text tower (default: 0.1)")
     options.add_argument("--threads", type=count, default=cores(), help="threads to use (default: one a core)")
@@ -630,13 +666,13 @@ def arguments():
     options.add_argument("--seed", type=int, default=1, help="of the batch and of dropout (default: 1)")
     command = commands.add_parser("bench", parents=[options], help="time training steps")
     command.set_defaults(run=bench)
-    command = commands.add_parser("compare", parents=[options], help="time another program and PyTorch in turn")
-    command.add_argument("--ours", required=True, help="its command line; the last line printed is JSON")
+    command = commands.add_parser("compare", parents=[options], help="time `ernie-vil train` and PyTorch in turn")
+    command.add_argument("--train-file", type=Path, required=True, help="pairs that `ernie-vil train` reads")
+    command.add_argument("--binary", type=Path, default="target/release/ernie-vil", help="(default: %(default)s)")
     command.add_argument("--rounds", type=count, default=3, help="how often the sides take turns (default: 3)")
     command.set_defaults(run=compare)
     args = parser.parse_args()
     if args.run is not record:
-        args.tag_tokens = args.tag_tokens or args.text_tokens
         if not (args.model / "config.json").is_file():
             parser.error(f"{args.model} is no model folder: it has no config.json")
         if args.device.type == "cuda" and not torch.cuda.is_available():
@@ -644,6 +680,11 @@ def arguments():
         compilers = [os.environ.get("CXX", "c++"), "g++", "clang++"]
         if args.compile and not any(map(shutil.which, compilers)):
             parser.error("--compile needs a C++ compiler, and there is none")
+        if args.run is compare:
+            args.text_tokens = args.text_tokens or longest(args, 0)
+            args.tag_tokens = args.tag_tokens or longest(args, 2)
+        args.text_tokens = args.text_tokens or 24
+        args.tag_tokens = args.tag_tokens or args.text_tokens
     return args
 
 
