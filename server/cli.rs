@@ -64,6 +64,9 @@ pub enum Device {
     Cpu,
     /// The CPU, by Burn's Flex backend alone (slower; to compare with)
     Flex,
+    /// A graphics card, by Vulkan, Metal or Direct3D 12
+    #[cfg(feature = "wgpu")]
+    Wgpu,
 }
 
 #[derive(Debug, Args)]

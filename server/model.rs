@@ -3,10 +3,14 @@
 use std::fs::{self, File};
 use std::ops::Deref;
 use std::path::Path;
+#[cfg(feature = "wgpu")]
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
 use ernie_vil::ModelConfig;
+#[cfg(feature = "wgpu")]
+use ernie_vil::gpu::Gpu;
 use ernie_vil::text::Tokenizer;
 use ernie_vil::towers::{DualEncoder, Engine};
 use ernie_vil::vectors::Embeddings;
@@ -157,8 +161,18 @@ pub fn encoder(
     let engine = match device {
         cli::Device::Cpu => Engine::Auto,
         cli::Device::Flex => Engine::Burn,
+        #[cfg(feature = "wgpu")]
+        cli::Device::Wgpu => return DualEncoder::load_on_gpu(config, image, text, &gpu()?),
     };
     DualEncoder::load(config, image, text, &Device::flex(), engine)
+}
+
+/// The graphics card, which all towers share.
+#[cfg(feature = "wgpu")]
+fn gpu() -> ernie_vil::Result<Gpu> {
+    static GPU: OnceLock<ernie_vil::Result<Gpu>> = OnceLock::new();
+    // A program that stands in for a card is slow, but it was asked for.
+    GPU.get_or_init(|| pollster::block_on(Gpu::open(true))).clone()
 }
 
 /// The tensors of a model folder's two files.

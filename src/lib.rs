@@ -10,6 +10,8 @@
 
 mod config;
 mod error;
+#[cfg(feature = "wgpu")]
+pub mod gpu;
 pub mod image;
 pub mod index;
 pub mod kernels;

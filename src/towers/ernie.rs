@@ -37,6 +37,7 @@ pub struct ErnieBlock {
 impl Layered for Ernie {
     type Config = ErnieConfig;
     type Block = ErnieBlock;
+    type Target = Device;
 
     fn blocks(config: &ErnieConfig) -> Vec<String> {
         text_blocks(config)

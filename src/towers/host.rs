@@ -18,7 +18,7 @@ use crate::kernels::{
 
 /// Where a block normalises.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum NormOrder {
+pub(super) enum NormOrder {
     /// Before attention and before the MLP (image tower).
     Pre,
     /// After each residual (text tower).
@@ -256,6 +256,7 @@ pub(super) struct HostVit {
 impl Layered for HostVit {
     type Config = VitConfig;
     type Block = Block;
+    type Target = Device;
 
     fn blocks(config: &VitConfig) -> Vec<String> {
         image_blocks(config)
@@ -356,7 +357,8 @@ impl HostVit {
                 for (row, values) in self.class_and_positions.chunks_exact(width).enumerate() {
                     x[row * stride(width)..][..width].copy_from_slice(values);
                 }
-                patches(c, pixels, &mut work.patches);
+                work.patches.resize(c.patches() * stride(c.patch_values()));
+                patches(c, pixels, stride(c.patch_values()), &mut work.patches);
                 linear(
                     view(&work.patches, c.patches(), c.patch_values()),
                     &self.patch_embed,
@@ -393,11 +395,10 @@ impl HostVit {
 }
 
 /// Cuts an image [3, size, size] into patches [patches, 3 * patch * patch], row by row, each in the order
-/// of the convolution's weights.
-fn patches(config: &VitConfig, pixels: &[f32], out: &mut Buffer) {
+/// of the convolution's weights. They begin `stride` values apart.
+pub(super) fn patches(config: &VitConfig, pixels: &[f32], stride: usize, out: &mut [f32]) {
     let (size, patch) = (config.image_size, config.patch_size);
-    let (across, stride) = (size / patch, stride(config.patch_values()));
-    out.resize(config.patches() * stride);
+    let across = size / patch;
     for channel in 0..3 {
         for y in 0..size {
             let line = &pixels[(channel * size + y) * size..][..size];
@@ -421,6 +422,7 @@ pub(super) struct HostErnie {
 impl Layered for HostErnie {
     type Config = ErnieConfig;
     type Block = Block;
+    type Target = Device;
 
     fn blocks(config: &ErnieConfig) -> Vec<String> {
         text_blocks(config)
@@ -504,26 +506,13 @@ impl HostErnie {
         let c = &self.config;
         let width = c.width;
         let mut observe = Observe::new("text", steps);
-        // Padding in the middle of a caption is seen by no token and never becomes the embedding, so it is
-        // left out like that at the end; the other tokens keep their positions.
-        let mut rows = 0;
-        let mut sequences = Vec::with_capacity(captions.len());
         self.pool.with(|work| {
             work.tokens
                 .resize(captions.iter().map(|c| c.len()).sum::<usize>() * stride(width));
-            for caption in captions {
-                let first = rows;
-                for (position, &id) in caption.iter().enumerate().filter(|(_, id)| **id != 0) {
-                    words.embed(id, position, &mut work.tokens[rows * stride(width)..][..width]);
-                    rows += 1;
-                }
-                sequences.push(Sequence {
-                    query: first,
-                    queries: rows - first,
-                    key: first,
-                    keys: rows - first,
-                });
-            }
+            let sequences = words.pack(captions, |row, id, position| {
+                words.embed(id, position, &mut work.tokens[row * stride(width)..][..width]);
+            });
+            let rows = sequences.last().map_or(0, |s| s.query + s.queries);
             observe.rows("embedding_sum", &view(&work.tokens, rows, width));
             self.norm
                 .in_place(&mut view_mut(&mut work.tokens, rows, width), parallel);

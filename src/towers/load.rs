@@ -7,7 +7,7 @@ use burn::nn;
 use burn::tensor::{Device, Tensor, TensorData as BurnData};
 use half::slice::HalfFloatSliceExt;
 
-use crate::kernels::{LayerNorm, Linear, PackedMatrix};
+use crate::kernels::{LayerNorm, Linear, PackedMatrix, Sequence};
 use crate::weights::{TensorData, TensorSource};
 use crate::{ErnieConfig, Error, Result, VitConfig};
 
@@ -40,6 +40,8 @@ impl Columns {
 pub(crate) trait Layered: Sized {
     type Config;
     type Block;
+    /// What its weights go to.
+    type Target: Clone;
 
     /// What the names of each block's tensors start with.
     fn blocks(config: &Self::Config) -> Vec<String>;
@@ -47,7 +49,7 @@ pub(crate) trait Layered: Sized {
     fn load_block(
         loader: &Loader<'_>,
         config: &Self::Config,
-        device: &Device,
+        target: &Self::Target,
         prefix: &str,
     ) -> Result<Self::Block>;
 
@@ -55,16 +57,16 @@ pub(crate) trait Layered: Sized {
     fn assemble(
         loader: &Loader<'_>,
         config: &Self::Config,
-        device: &Device,
+        target: &Self::Target,
         blocks: Vec<Self::Block>,
     ) -> Result<Self>;
 
-    fn load(loader: &Loader<'_>, config: &Self::Config, device: &Device) -> Result<Self> {
+    fn load(loader: &Loader<'_>, config: &Self::Config, target: &Self::Target) -> Result<Self> {
         let blocks = Self::blocks(config);
         let blocks = blocks
             .iter()
-            .map(|prefix| Self::load_block(loader, config, device, prefix));
-        Self::assemble(loader, config, device, blocks.collect::<Result<_>>()?)
+            .map(|prefix| Self::load_block(loader, config, target, prefix));
+        Self::assemble(loader, config, target, blocks.collect::<Result<_>>()?)
     }
 }
 
@@ -105,10 +107,7 @@ impl Loader<'_> {
 
     /// A tensor in single precision.
     pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        Ok(match self.read(name, shape)? {
-            TensorData::F32(values) => values.into_owned(),
-            TensorData::F16(values) => values.to_f32_vec(),
-        })
+        Ok(self.read(name, shape)?.into_f32().into_owned())
     }
 
     /// A normalisation for the host's kernels.
@@ -265,6 +264,31 @@ impl Words {
     /// Values of one embedding.
     pub(super) fn width(&self) -> usize {
         self.width
+    }
+
+    /// Where captions lie when they stand behind one another; `place` is told the row, the id and the position of each
+    /// token. Padding in the middle of a caption is seen by no token and never becomes the embedding, so it is left
+    /// out like that at the end; the other tokens keep their positions.
+    pub(super) fn pack(
+        &self,
+        captions: &[&[u32]],
+        mut place: impl FnMut(usize, u32, usize),
+    ) -> Vec<Sequence> {
+        let mut rows = 0;
+        let sequence = |caption: &&[u32]| {
+            let first = rows;
+            for (position, &id) in caption.iter().enumerate().filter(|(_, id)| **id != 0) {
+                place(rows, id, position);
+                rows += 1;
+            }
+            Sequence {
+                query: first,
+                queries: rows - first,
+                key: first,
+                keys: rows - first,
+            }
+        };
+        captions.iter().map(sequence).collect()
     }
 
     /// Writes the embedding of the word `id` at `position` to `out` [width].

@@ -10,6 +10,8 @@
 //! - the word table stays on the host, and only the rows in use go to the device.
 
 mod ernie;
+#[cfg(feature = "wgpu")]
+mod gpu;
 mod host;
 mod load;
 mod stream;
@@ -25,10 +27,14 @@ pub use ernie::Ernie;
 pub use stream::{ImageTowerStream, TextTowerStream};
 pub use vit::Vit;
 
+#[cfg(feature = "wgpu")]
+use crate::gpu::Gpu;
 use crate::kernels::Rows;
 use crate::vectors::Embeddings;
 use crate::weights::{self, TensorSource};
 use crate::{ErnieConfig, Error, ModelConfig, Result, VitConfig};
+#[cfg(feature = "wgpu")]
+use gpu::{GpuErnie, GpuVit};
 use host::{HostErnie, HostVit};
 use load::Words;
 pub(crate) use load::{Layered, Loader};
@@ -128,39 +134,37 @@ impl<'a> Observe<'a> {
 /// the other: in a browser each kind is a download.
 trait ImageBody: Send + Sync {
     /// Pixels of `batch` images to raw embeddings.
-    fn embed(&self, pixels: &[f32], batch: usize) -> Vec<f32>;
+    fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>>;
 
     /// As [`ImageBody::embed`], without blocking.
     fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a>;
 
-    fn trace(&self, pixels: &[f32], batch: usize) -> Vec<Step>;
+    fn trace(&self, pixels: &[f32], batch: usize) -> Result<Vec<Step>>;
 
     /// The Burn module, where it is one.
-    fn vit(&self) -> Option<&Vit>;
+    fn vit(&self) -> Option<&Vit> {
+        None
+    }
 }
 
 /// Values that will be there.
 type Later<'a> = Pin<Box<dyn Future<Output = Result<Vec<f32>>> + 'a>>;
 
 impl ImageBody for HostVit {
-    fn embed(&self, pixels: &[f32], batch: usize) -> Vec<f32> {
+    fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
         let mut output = vec![0.0; batch * self.width()];
         self.forward(pixels, &mut output);
-        output
+        Ok(output)
     }
 
     fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
-        Box::pin(async move { Ok(self.embed(pixels, batch)) })
+        Box::pin(async move { self.embed(pixels, batch) })
     }
 
-    fn trace(&self, pixels: &[f32], batch: usize) -> Vec<Step> {
+    fn trace(&self, pixels: &[f32], batch: usize) -> Result<Vec<Step>> {
         let mut steps = Vec::new();
         self.forward_observed(pixels, &mut vec![0.0; batch * self.width()], &mut steps);
-        steps
-    }
-
-    fn vit(&self) -> Option<&Vit> {
-        None
+        Ok(steps)
     }
 }
 
@@ -181,28 +185,20 @@ impl OnDevice<Vit> {
 }
 
 impl ImageBody for OnDevice<Vit> {
-    fn embed(&self, pixels: &[f32], batch: usize) -> Vec<f32> {
-        match batch {
-            0 => Vec::new(),
-            _ => host_values(self.module.forward(self.upload(pixels, batch))),
-        }
+    fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
+        Ok(host_values(self.module.forward(self.upload(pixels, batch))))
     }
 
     fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
-        Box::pin(async move {
-            match batch {
-                0 => Ok(Vec::new()),
-                _ => host_values_async(self.module.forward(self.upload(pixels, batch))).await,
-            }
-        })
+        Box::pin(async move { host_values_async(self.module.forward(self.upload(pixels, batch))).await })
     }
 
-    fn trace(&self, pixels: &[f32], batch: usize) -> Vec<Step> {
+    fn trace(&self, pixels: &[f32], batch: usize) -> Result<Vec<Step>> {
         let mut steps = Vec::new();
         let pixels = self.upload(pixels, batch);
         self.module
             .forward_observed(pixels, &mut Observe::new("visual", Some(&mut steps)));
-        steps
+        Ok(steps)
     }
 
     fn vit(&self) -> Option<&Vit> {
@@ -246,6 +242,23 @@ impl ImageTower {
         })
     }
 
+    /// As [`ImageTower::load`], on a graphics card by this crate's kernels.
+    ///
+    /// # Errors
+    /// As [`ImageTower::load`]; [`Error::Config`] also where a width is not a multiple of 4.
+    #[cfg(feature = "wgpu")]
+    pub fn load_on_gpu(source: &dyn TensorSource, config: &VitConfig, gpu: &Gpu) -> Result<Self> {
+        config.validate()?;
+        GpuVit::check(config)?;
+        weights::check(source, &weights::image_tensors(config))?;
+        Ok(Self {
+            config: config.clone(),
+            // What is computed comes back to the host.
+            device: Device::flex(),
+            body: Box::new(GpuVit::load(&Loader(source), config, gpu)?),
+        })
+    }
+
     /// The tower's sizes.
     pub fn config(&self) -> &VitConfig {
         &self.config
@@ -283,8 +296,10 @@ impl ImageTower {
     /// # Errors
     /// [`Error::Image`] where the number of values is not a multiple of an image's.
     pub fn embed_raw(&self, pixels: &[f32]) -> Result<Vec<f32>> {
-        let batch = self.batch(pixels)?;
-        Ok(self.body.embed(pixels, batch))
+        match self.batch(pixels)? {
+            0 => Ok(Vec::new()),
+            batch => self.body.embed(pixels, batch),
+        }
     }
 
     /// As [`ImageTower::embed_raw`], each embedding divided by its length.
@@ -301,8 +316,10 @@ impl ImageTower {
     /// # Errors
     /// As [`ImageTower::embed_raw`], and [`Error::Device`] where the device fails.
     pub async fn embed_async(&self, pixels: &[f32]) -> Result<Embeddings> {
-        let batch = self.batch(pixels)?;
-        let raw = self.body.embed_async(pixels, batch).await?;
+        let raw = match self.batch(pixels)? {
+            0 => Vec::new(),
+            batch => self.body.embed_async(pixels, batch).await?,
+        };
         normalised(raw, self.config.width)
     }
 
@@ -312,7 +329,7 @@ impl ImageTower {
     /// As [`ImageTower::embed_raw`].
     pub fn trace(&self, pixels: &[f32]) -> Result<Vec<Step>> {
         let batch = self.batch(pixels)?;
-        Ok(self.body.trace(pixels, batch))
+        self.body.trace(pixels, batch)
     }
 
     fn batch(&self, pixels: &[f32]) -> Result<usize> {
@@ -330,36 +347,34 @@ impl ImageTower {
 
 /// What computes a text tower, from checked captions without padding; as [`ImageBody`].
 trait TextBody: Send + Sync {
-    fn embed(&self, words: &Words, captions: &[&[u32]]) -> Vec<f32>;
+    fn embed(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<f32>>;
 
     fn embed_async<'a>(&'a self, words: &'a Words, captions: &'a [&'a [u32]]) -> Later<'a>;
 
-    fn trace(&self, words: &Words, captions: &[&[u32]]) -> Vec<Step>;
+    fn trace(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<Step>>;
 
     /// The embeddings on the device, where it is a Burn module.
-    fn forward(&self, words: &Words, captions: &[&[u32]]) -> Option<Tensor<2>>;
+    fn forward(&self, _words: &Words, _captions: &[&[u32]]) -> Option<Tensor<2>> {
+        None
+    }
 }
 
 impl TextBody for HostErnie {
-    fn embed(&self, words: &Words, captions: &[&[u32]]) -> Vec<f32> {
+    fn embed(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<f32>> {
         let mut output = vec![0.0; captions.len() * words.width()];
         self.forward(words, captions, &mut output);
-        output
+        Ok(output)
     }
 
     fn embed_async<'a>(&'a self, words: &'a Words, captions: &'a [&'a [u32]]) -> Later<'a> {
-        Box::pin(async move { Ok(self.embed(words, captions)) })
+        Box::pin(async move { TextBody::embed(self, words, captions) })
     }
 
-    fn trace(&self, words: &Words, captions: &[&[u32]]) -> Vec<Step> {
+    fn trace(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<Step>> {
         let mut steps = Vec::new();
         let mut output = vec![0.0; captions.len() * words.width()];
         self.forward_observed(words, captions, &mut output, &mut steps);
-        steps
-    }
-
-    fn forward(&self, _: &Words, _: &[&[u32]]) -> Option<Tensor<2>> {
-        None
+        Ok(steps)
     }
 }
 
@@ -409,28 +424,20 @@ impl OnDevice<Ernie> {
 }
 
 impl TextBody for OnDevice<Ernie> {
-    fn embed(&self, words: &Words, captions: &[&[u32]]) -> Vec<f32> {
-        match captions {
-            [] => Vec::new(),
-            _ => host_values(self.grouped(words, captions)),
-        }
+    fn embed(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<f32>> {
+        Ok(host_values(self.grouped(words, captions)))
     }
 
     fn embed_async<'a>(&'a self, words: &'a Words, captions: &'a [&'a [u32]]) -> Later<'a> {
-        Box::pin(async move {
-            match captions {
-                [] => Ok(Vec::new()),
-                _ => host_values_async(self.grouped(words, captions)).await,
-            }
-        })
+        Box::pin(async move { host_values_async(self.grouped(words, captions)).await })
     }
 
-    fn trace(&self, words: &Words, captions: &[&[u32]]) -> Vec<Step> {
+    fn trace(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<Step>> {
         let mut steps = Vec::new();
         let (embedded, key_bias) = self.upload(words, captions);
         let mut observe = Observe::new("text", Some(&mut steps));
         self.module.forward_observed(embedded, key_bias, &mut observe);
-        steps
+        Ok(steps)
     }
 
     fn forward(&self, words: &Words, captions: &[&[u32]]) -> Option<Tensor<2>> {
@@ -477,6 +484,24 @@ impl TextTower {
         })
     }
 
+    /// As [`TextTower::load`], on a graphics card by this crate's kernels.
+    ///
+    /// # Errors
+    /// As [`TextTower::load`]; [`Error::Config`] also where a width is not a multiple of 4.
+    #[cfg(feature = "wgpu")]
+    pub fn load_on_gpu(source: &dyn TensorSource, config: &ErnieConfig, gpu: &Gpu) -> Result<Self> {
+        config.validate()?;
+        GpuErnie::check(config)?;
+        weights::check(source, &weights::text_tensors(config))?;
+        let loader = Loader(source);
+        Ok(Self {
+            config: config.clone(),
+            device: Device::flex(),
+            words: Words::load(&loader, config)?,
+            body: Box::new(GpuErnie::load(&loader, config, gpu)?),
+        })
+    }
+
     /// The tower's sizes.
     pub fn config(&self) -> &ErnieConfig {
         &self.config
@@ -490,13 +515,14 @@ impl TextTower {
     /// table, or has an id beyond the word table.
     pub fn forward(&self, captions: &[&[u32]]) -> Result<Tensor<2>> {
         let captions = self.check(captions)?;
-        Ok(self.body.forward(&self.words, &captions).unwrap_or_else(|| {
-            let raw = self.body.embed(&self.words, &captions);
-            Tensor::from_data(
-                TensorData::new(raw, [captions.len(), self.config.width]),
-                &self.device,
-            )
-        }))
+        if let Some(embeddings) = self.body.forward(&self.words, &captions) {
+            return Ok(embeddings);
+        }
+        let raw = self.body.embed(&self.words, &captions)?;
+        Ok(Tensor::from_data(
+            TensorData::new(raw, [captions.len(), self.config.width]),
+            &self.device,
+        ))
     }
 
     /// As [`TextTower::forward`], on the host.
@@ -504,7 +530,10 @@ impl TextTower {
     /// # Errors
     /// As [`TextTower::forward`].
     pub fn embed_raw(&self, captions: &[&[u32]]) -> Result<Vec<f32>> {
-        Ok(self.body.embed(&self.words, &self.check(captions)?))
+        match captions {
+            [] => Ok(Vec::new()),
+            _ => self.body.embed(&self.words, &self.check(captions)?),
+        }
     }
 
     /// As [`TextTower::embed_raw`], each embedding divided by its length.
@@ -522,7 +551,10 @@ impl TextTower {
     /// As [`TextTower::forward`], and [`Error::Device`] where the device fails.
     pub async fn embed_async(&self, captions: &[&[u32]]) -> Result<Embeddings> {
         let captions = self.check(captions)?;
-        let raw = self.body.embed_async(&self.words, &captions).await?;
+        let raw = match captions.is_empty() {
+            true => Vec::new(),
+            false => self.body.embed_async(&self.words, &captions).await?,
+        };
         normalised(raw, self.config.width)
     }
 
@@ -533,7 +565,7 @@ impl TextTower {
     /// As [`TextTower::forward`].
     pub fn trace(&self, captions: &[&[u32]]) -> Result<Vec<Step>> {
         let captions = self.check(captions)?;
-        Ok(self.body.trace(&self.words, &captions))
+        self.body.trace(&self.words, &captions)
     }
 
     /// Checks the captions and cuts the padding off their ends.
@@ -608,6 +640,29 @@ impl DualEncoder {
                 .transpose()?,
             text: text
                 .map(|s| TextTower::load(s, &config.text, device, engine))
+                .transpose()?,
+            config,
+        })
+    }
+
+    /// As [`DualEncoder::load`], on a graphics card by this crate's kernels.
+    ///
+    /// # Errors
+    /// Those of [`ImageTower::load_on_gpu`] and [`TextTower::load_on_gpu`].
+    #[cfg(feature = "wgpu")]
+    pub fn load_on_gpu(
+        config: ModelConfig,
+        image: Option<&dyn TensorSource>,
+        text: Option<&dyn TensorSource>,
+        gpu: &Gpu,
+    ) -> Result<Self> {
+        config.validate()?;
+        Ok(Self {
+            image: image
+                .map(|s| ImageTower::load_on_gpu(s, &config.image, gpu))
+                .transpose()?,
+            text: text
+                .map(|s| TextTower::load_on_gpu(s, &config.text, gpu))
                 .transpose()?,
             config,
         })

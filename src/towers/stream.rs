@@ -2,9 +2,13 @@
 
 use burn::tensor::Device;
 
+#[cfg(feature = "wgpu")]
+use super::gpu::{GpuErnie, GpuVit};
 use super::host::{HostErnie, HostVit};
 use super::load::{Layered, Loader, Words};
 use super::{Engine, Ernie, ImageBody, ImageTower, OnDevice, TextBody, TextTower, Vit};
+#[cfg(feature = "wgpu")]
+use crate::gpu::Gpu;
 use crate::weights::{TensorStream, image_tensors, text_tensors};
 use crate::{ErnieConfig, Result, VitConfig};
 
@@ -63,7 +67,7 @@ impl ImageTowerStream {
     /// As [`ImageTowerStream::new`].
     pub fn on_host(config: &VitConfig, device: &Device) -> Result<Self> {
         Self::of(
-            Arriving::<HostVit>::new(image_tensors(config), config),
+            Arriving::<HostVit>::new(image_tensors(config), config, device),
             config,
             device,
         )
@@ -75,10 +79,22 @@ impl ImageTowerStream {
     /// As [`ImageTowerStream::new`].
     pub fn on_device(config: &VitConfig, device: &Device) -> Result<Self> {
         Self::of(
-            Arriving::<Vit>::new(image_tensors(config), config),
+            Arriving::<Vit>::new(image_tensors(config), config, device),
             config,
             device,
         )
+    }
+
+    /// As [`ImageTowerStream::new`], on a graphics card by this crate's kernels.
+    ///
+    /// # Errors
+    /// As [`ImageTowerStream::new`], also where a width is not a multiple of 4.
+    #[cfg(feature = "wgpu")]
+    pub fn on_gpu(config: &VitConfig, gpu: &Gpu) -> Result<Self> {
+        GpuVit::check(config)?;
+        // What is computed comes back to the host.
+        let parts = Arriving::<GpuVit>::new(image_tensors(config), config, gpu);
+        Self::of(parts, config, &Device::flex())
     }
 
     fn of(
@@ -99,7 +115,7 @@ impl ImageTowerStream {
     /// # Errors
     /// As [`TensorStream::feed`]; wrong or missing tensors are told as soon as the header has arrived.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
-        self.parts.feed(bytes, &self.config, &self.device)
+        self.parts.feed(bytes, &self.config)
     }
 
     /// The tower, when the whole file has arrived.
@@ -112,7 +128,7 @@ impl ImageTowerStream {
             device,
             parts,
         } = self;
-        let (body, _) = parts.finish(&config, &device)?;
+        let (body, _) = parts.finish(&config)?;
         Ok(ImageTower { config, device, body })
     }
 }
@@ -135,7 +151,7 @@ impl TextTowerStream {
     /// As [`TextTowerStream::new`].
     pub fn on_host(config: &ErnieConfig, device: &Device) -> Result<Self> {
         Self::of(
-            Arriving::<HostErnie>::new(text_tensors(config), config),
+            Arriving::<HostErnie>::new(text_tensors(config), config, device),
             config,
             device,
         )
@@ -147,10 +163,22 @@ impl TextTowerStream {
     /// As [`TextTowerStream::new`].
     pub fn on_device(config: &ErnieConfig, device: &Device) -> Result<Self> {
         Self::of(
-            Arriving::<Ernie>::new(text_tensors(config), config),
+            Arriving::<Ernie>::new(text_tensors(config), config, device),
             config,
             device,
         )
+    }
+
+    /// As [`TextTowerStream::new`], on a graphics card by this crate's kernels.
+    ///
+    /// # Errors
+    /// As [`TextTowerStream::new`], also where a width is not a multiple of 4.
+    #[cfg(feature = "wgpu")]
+    pub fn on_gpu(config: &ErnieConfig, gpu: &Gpu) -> Result<Self> {
+        GpuErnie::check(config)?;
+        // What is computed comes back to the host.
+        let parts = Arriving::<GpuErnie>::new(text_tensors(config), config, gpu);
+        Self::of(parts, config, &Device::flex())
     }
 
     fn of(
@@ -171,7 +199,7 @@ impl TextTowerStream {
     /// # Errors
     /// As [`TensorStream::feed`]; wrong or missing tensors are told as soon as the header has arrived.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
-        self.parts.feed(bytes, &self.config, &self.device)
+        self.parts.feed(bytes, &self.config)
     }
 
     /// The tower, when the whole file has arrived.
@@ -184,7 +212,7 @@ impl TextTowerStream {
             device,
             parts,
         } = self;
-        let (body, rest) = parts.finish(&config, &device)?;
+        let (body, rest) = parts.finish(&config)?;
         let words = Words::load(&Loader(&rest), &config)?;
         Ok(TextTower {
             config,
@@ -197,10 +225,10 @@ impl TextTowerStream {
 
 /// A tower in the making, whichever kind it is.
 trait Parts<Config, Body: ?Sized> {
-    fn feed(&mut self, bytes: &[u8], config: &Config, device: &Device) -> Result<()>;
+    fn feed(&mut self, bytes: &[u8], config: &Config) -> Result<()>;
 
     /// The tower, and what it did not use.
-    fn finish(self: Box<Self>, config: &Config, device: &Device) -> Result<(Box<Body>, TensorStream)>;
+    fn finish(self: Box<Self>, config: &Config) -> Result<(Box<Body>, TensorStream)>;
 }
 
 /// The blocks of a tower that are there, and the tensors of those that are not.
@@ -211,10 +239,11 @@ struct Arriving<T: Layered> {
     /// The names of each block's tensors.
     names: Vec<Vec<String>>,
     blocks: Vec<Option<T::Block>>,
+    target: T::Target,
 }
 
 impl<T: Layered> Arriving<T> {
-    fn new(tensors: Vec<(String, Vec<usize>)>, config: &T::Config) -> Self {
+    fn new(tensors: Vec<(String, Vec<usize>)>, config: &T::Config, target: &T::Target) -> Self {
         let prefixes = T::blocks(config);
         let of_block = |prefix: &String| {
             let names = tensors.iter().map(|(name, _)| name);
@@ -225,10 +254,11 @@ impl<T: Layered> Arriving<T> {
             blocks: prefixes.iter().map(|_| None).collect(),
             prefixes,
             stream: TensorStream::new(tensors),
+            target: target.clone(),
         }
     }
 
-    fn take(&mut self, bytes: &[u8], config: &T::Config, device: &Device) -> Result<()> {
+    fn take(&mut self, bytes: &[u8], config: &T::Config) -> Result<()> {
         /// Bytes at a time, so that little more than a block's tensors is held.
         const PIECE: usize = 1 << 20;
         for bytes in bytes.chunks(PIECE) {
@@ -239,7 +269,7 @@ impl<T: Layered> Arriving<T> {
                     *block = Some(T::load_block(
                         &Loader(&self.stream),
                         config,
-                        device,
+                        &self.target,
                         &self.prefixes[i],
                     )?);
                     self.stream.discard(&self.names[i]);
@@ -249,40 +279,40 @@ impl<T: Layered> Arriving<T> {
         Ok(())
     }
 
-    fn complete(self, config: &T::Config, device: &Device) -> Result<(T, TensorStream)> {
+    fn complete(self, config: &T::Config) -> Result<(T, TensorStream, T::Target)> {
         self.stream.finish()?;
         let blocks = self.blocks.into_iter().flatten().collect();
-        let tower = T::assemble(&Loader(&self.stream), config, device, blocks)?;
-        Ok((tower, self.stream))
+        let tower = T::assemble(&Loader(&self.stream), config, &self.target, blocks)?;
+        Ok((tower, self.stream, self.target))
     }
 }
 
 /// The body that a kind of tower is.
 macro_rules! parts {
-    ($module:ty, $config:ty, $body:ident, |$tower:ident, $device:ident| $boxed:expr) => {
+    ($module:ty, $config:ty, $body:ident, |$tower:ident, $target:ident| $boxed:expr) => {
         impl Parts<$config, dyn $body> for Arriving<$module> {
-            fn feed(&mut self, bytes: &[u8], config: &$config, device: &Device) -> Result<()> {
-                self.take(bytes, config, device)
+            fn feed(&mut self, bytes: &[u8], config: &$config) -> Result<()> {
+                self.take(bytes, config)
             }
 
-            fn finish(
-                self: Box<Self>,
-                config: &$config,
-                $device: &Device,
-            ) -> Result<(Box<dyn $body>, TensorStream)> {
-                let ($tower, rest) = self.complete(config, $device)?;
+            fn finish(self: Box<Self>, config: &$config) -> Result<(Box<dyn $body>, TensorStream)> {
+                let ($tower, rest, $target) = self.complete(config)?;
                 Ok((Box::new($boxed), rest))
             }
         }
     };
 }
-parts!(HostVit, VitConfig, ImageBody, |tower, device| tower);
-parts!(HostErnie, ErnieConfig, TextBody, |tower, device| tower);
+parts!(HostVit, VitConfig, ImageBody, |tower, _device| tower);
+parts!(HostErnie, ErnieConfig, TextBody, |tower, _device| tower);
 parts!(Vit, VitConfig, ImageBody, |module, device| OnDevice {
     module,
-    device: device.clone()
+    device
 });
 parts!(Ernie, ErnieConfig, TextBody, |module, device| OnDevice {
     module,
-    device: device.clone()
+    device
 });
+#[cfg(feature = "wgpu")]
+parts!(GpuVit, VitConfig, ImageBody, |tower, _gpu| tower);
+#[cfg(feature = "wgpu")]
+parts!(GpuErnie, ErnieConfig, TextBody, |tower, _gpu| tower);

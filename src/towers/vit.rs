@@ -43,6 +43,7 @@ pub struct VitBlock {
 impl Layered for Vit {
     type Config = VitConfig;
     type Block = VitBlock;
+    type Target = Device;
 
     fn blocks(config: &VitConfig) -> Vec<String> {
         image_blocks(config)

@@ -6,9 +6,9 @@
 mod index;
 mod model;
 
+#[cfg(feature = "wgpu")]
 use std::cell::OnceCell;
 
-use burn::tensor::Device;
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
@@ -19,9 +19,15 @@ pub use wasm_bindgen_rayon::init_thread_pool;
 
 use crate::Error;
 
+/// What towers are loaded onto.
+#[cfg(feature = "wgpu")]
+type Place = crate::gpu::Gpu;
+#[cfg(not(feature = "wgpu"))]
+type Place = burn::tensor::Device;
+
+#[cfg(feature = "wgpu")]
 thread_local! {
-    /// The device that towers are loaded onto.
-    static DEVICE: OnceCell<Device> = const { OnceCell::new() };
+    static PLACE: OnceCell<Place> = const { OnceCell::new() };
 }
 
 #[wasm_bindgen]
@@ -45,7 +51,7 @@ pub fn version() -> String {
 /// What the module computes on: `"cpu"` or `"webgpu"`.
 #[wasm_bindgen(unchecked_return_type = "\"cpu\" | \"webgpu\"")]
 pub fn kind() -> String {
-    if cfg!(feature = "webgpu") { "webgpu" } else { "cpu" }.into()
+    if cfg!(feature = "wgpu") { "webgpu" } else { "cpu" }.into()
 }
 
 /// Threads that the processor's kernels use.
@@ -64,26 +70,26 @@ pub fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Takes the adapter and its device: once, before the first `ModelLoader`.
-#[cfg(feature = "webgpu")]
+#[cfg(feature = "wgpu")]
 #[wasm_bindgen(js_name = initDevice)]
 pub async fn init_device() -> Result<(), JsValue> {
-    let device = Device::wgpu_options().init_async().await;
-    let device = device.map_err(|error| thrown(Error::Device(error.to_string())))?;
-    DEVICE.with(|cell| cell.set(device)).map_err(|_| {
+    // Whether a program will do was decided by the package, which hands out the adapter.
+    let gpu = Place::open(true).await.map_err(thrown)?;
+    PLACE.with(|cell| cell.set(gpu)).map_err(|_| {
         thrown(Error::Device(
             "initDevice was called before, expected one call".into(),
         ))
     })
 }
 
-/// The device that towers are loaded onto.
-fn device() -> crate::Result<Device> {
-    #[cfg(all(feature = "flex", not(feature = "webgpu")))]
-    return Ok(DEVICE.with(|cell| cell.get_or_init(Device::flex).clone()));
-    #[cfg(not(all(feature = "flex", not(feature = "webgpu"))))]
-    return DEVICE
+/// What towers are loaded onto.
+fn place() -> crate::Result<Place> {
+    #[cfg(feature = "wgpu")]
+    return PLACE
         .with(|cell| cell.get().cloned())
         .ok_or_else(|| Error::Device("none yet, expected a call of initDevice first".into()));
+    #[cfg(not(feature = "wgpu"))]
+    return Ok(Place::flex());
 }
 
 /// What JavaScript catches.

@@ -2,7 +2,7 @@ use js_sys::Uint32Array;
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
-use super::{device, object, thrown};
+use super::{object, place, thrown};
 use crate::image::{Limits, Pixels, Preprocessor};
 use crate::text::Tokenizer;
 use crate::towers::{DualEncoder, ImageTowerStream, TextTowerStream};
@@ -27,7 +27,7 @@ impl ModelLoader {
 
     fn start(config: &[u8], vocab: Option<Vec<u8>>, image: bool, text: bool) -> crate::Result<Self> {
         let config = ModelConfig::from_json(config).map_err(|error| error.within("config.json"))?;
-        let device = device()?;
+        let place = place()?;
         let tokenizer = match (text, vocab) {
             (false, _) => None,
             (true, None) => {
@@ -41,12 +41,12 @@ impl ModelLoader {
             }
         };
         // Of the two kinds of towers a module has one.
-        #[cfg(feature = "webgpu")]
-        let (image_tower, text_tower) = (ImageTowerStream::on_device, TextTowerStream::on_device);
-        #[cfg(not(feature = "webgpu"))]
+        #[cfg(feature = "wgpu")]
+        let (image_tower, text_tower) = (ImageTowerStream::on_gpu, TextTowerStream::on_gpu);
+        #[cfg(not(feature = "wgpu"))]
         let (image_tower, text_tower) = (ImageTowerStream::on_host, TextTowerStream::on_host);
-        let image = image.then(|| image_tower(&config.image, &device));
-        let text = text.then(|| text_tower(&config.text, &device));
+        let image = image.then(|| image_tower(&config.image, &place));
+        let text = text.then(|| text_tower(&config.text, &place));
         Ok(Self {
             image: image.transpose()?,
             text: text.transpose()?,

@@ -2,6 +2,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use bytemuck::Pod;
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
@@ -17,7 +18,15 @@ pub enum TensorData<'a> {
     F16(Cow<'a, [f16]>),
 }
 
-impl TensorData<'_> {
+impl<'a> TensorData<'a> {
+    /// The values in single precision.
+    pub fn into_f32(self) -> Cow<'a, [f32]> {
+        match self {
+            TensorData::F32(values) => values,
+            TensorData::F16(values) => values.to_f32_vec().into(),
+        }
+    }
+
     /// Number of values.
     pub fn len(&self) -> usize {
         match self {

@@ -78,11 +78,10 @@ const MODULES: [Module; 3] = [
     },
     Module {
         name: "webgpu",
-        features: "web,webgpu",
-        profile: "web-small",
+        features: "web,wgpu",
+        profile: "web",
         standard: Library::Plain,
-        // The device does the work. What this code costs is its download.
-        optimisation: "-Oz",
+        optimisation: "-O3",
         limit: Some(2_500_000),
     },
     Module {

@@ -1,0 +1,692 @@
+//! Kernels for graphics cards, through WebGPU: in a browser, and natively on Vulkan, Metal and Direct3D 12.
+//!
+//! [`Gpu`] is a device with its compiled kernels; [`crate::towers`] runs on one. The matrix products read weights in
+//! single or in half precision, and compute in single precision either way, so that a file in half precision loses
+//! nothing by staying as it is.
+
+mod shaders;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use wgpu::{BufferUsages, DeviceType};
+
+use crate::kernels::{AttentionShape, Sequence};
+use crate::weights::TensorData;
+use crate::{Error, Result};
+pub(crate) use shaders::Epilogue;
+use shaders::{COPY_THREADS, Kernel, LINEAR_COLUMNS, SLICED_COLUMNS};
+
+/// A graphics card, or a program that stands in for one. Cheap to clone.
+#[derive(Clone)]
+pub struct Gpu(Arc<Shared>);
+
+struct Shared {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    /// Bytes of the largest buffer that a kernel can read.
+    largest: u64,
+    kernels: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
+    /// The first failure that nobody was waiting for.
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+/// A lock that a panic elsewhere does not spoil: what it guards is whole at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// Takes the system's preferred adapter: a fast one, unless that is a program (`software`: that one will do).
+    ///
+    /// # Errors
+    /// [`Error::Device`] where there is no adapter, or where it gives no device.
+    pub async fn open(software: bool) -> Result<Self> {
+        let instance = wgpu::Instance::default();
+        let options = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        let adapter = instance.request_adapter(&options).await;
+        let adapter = adapter.map_err(|error| {
+            Error::Device(format!(
+                "no adapter ({error}), expected a graphics card and its driver"
+            ))
+        })?;
+        let info = adapter.get_info();
+        if info.device_type == DeviceType::Cpu && !software {
+            return Err(Error::Device(format!(
+                "{:?} computes on the processor, expected a graphics card",
+                info.name
+            )));
+        }
+        let offered = adapter.limits();
+        let descriptor = wgpu::DeviceDescriptor {
+            required_limits: wgpu::Limits {
+                max_buffer_size: offered.max_buffer_size,
+                max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
+                ..wgpu::Limits::default()
+            },
+            ..Default::default()
+        };
+        let device = adapter.request_device(&descriptor).await;
+        let (device, queue) = device.map_err(|error| Error::Device(format!("{:?}: {error}", info.name)))?;
+        let failure = Arc::new(Mutex::new(None));
+        let seen = failure.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            lock(&seen).get_or_insert_with(|| error.to_string());
+        }));
+        Ok(Self(Arc::new(Shared {
+            largest: offered
+                .max_storage_buffer_binding_size
+                .min(offered.max_buffer_size),
+            device,
+            queue,
+            info,
+            kernels: Mutex::default(),
+            failure,
+        })))
+    }
+
+    /// The adapter's name, as its driver tells it; empty in browsers that keep it for themselves.
+    pub fn name(&self) -> &str {
+        &self.0.info.name
+    }
+
+    /// Whether a program on the processor stands in for a graphics card.
+    pub fn is_software(&self) -> bool {
+        self.0.info.device_type == DeviceType::Cpu
+    }
+
+    /// Bytes of the largest buffer that a kernel can read.
+    pub(crate) fn largest(&self) -> u64 {
+        self.0.largest
+    }
+
+    fn buffer(&self, bytes: u64, usage: BufferUsages) -> wgpu::Buffer {
+        self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            // A buffer of nothing cannot be bound.
+            size: bytes.max(16),
+            usage: usage | BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        })
+    }
+
+    /// Bytes that stay, such as weights.
+    fn constant(&self, bytes: &[u8]) -> wgpu::Buffer {
+        let buffer = self.buffer(bytes.len() as u64, BufferUsages::STORAGE);
+        self.0.queue.write_buffer(&buffer, 0, bytes);
+        buffer
+    }
+
+    /// Values that stay, such as a bias.
+    pub(crate) fn values(&self, values: &[f32]) -> wgpu::Buffer {
+        self.constant(bytemuck::cast_slice(values))
+    }
+
+    /// A linear layer. `weight` is [depth, columns], both multiples of 4.
+    pub(crate) fn linear(
+        &self,
+        depth: usize,
+        columns: usize,
+        weight: TensorData<'_>,
+        bias: &[f32],
+    ) -> GpuLinear {
+        let half = matches!(weight, TensorData::F16(_)) && !self.is_software();
+        let weight = match weight {
+            TensorData::F16(values) if half => self.constant(bytemuck::cast_slice(&values)),
+            // Half precision is slow in software.
+            weight => self.values(&weight.into_f32()),
+        };
+        GpuLinear {
+            weight,
+            bias: self.values(bias),
+            half,
+            depth: depth as u32 / 4,
+            columns: columns as u32 / 4,
+        }
+    }
+
+    /// Sends what was written so far on its way, so that it need not be kept for longer.
+    pub(crate) fn flush(&self) {
+        self.0.queue.submit([]);
+    }
+
+    fn pipeline(&self, kernel: Kernel) -> wgpu::ComputePipeline {
+        let make = || {
+            let module = self.0.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: None,
+                source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+            });
+            self.0
+                .device
+                .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                    label: None,
+                    layout: None,
+                    module: &module,
+                    entry_point: Some("main"),
+                    compilation_options: Default::default(),
+                    cache: None,
+                })
+        };
+        lock(&self.0.kernels).entry(kernel).or_insert_with(make).clone()
+    }
+
+    /// Reads `bytes` of a buffer, when everything submitted is done.
+    pub(crate) async fn read(&self, buffer: &wgpu::Buffer, values: usize) -> Result<Vec<f32>> {
+        let size = values as u64 * 4;
+        let staging = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.0.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
+        self.0.queue.submit([encoder.finish()]);
+        let mapped = Signal::default();
+        let done = mapped.clone();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            done.set(result.map_err(|e| e.to_string()))
+        });
+        // In a browser the callback comes by itself.
+        #[cfg(not(target_family = "wasm"))]
+        self.0
+            .device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map_err(|error| Error::Device(error.to_string()))?;
+        let mapped = mapped.await;
+        // A kernel that failed says more than the buffer that it left.
+        if let Some(failure) = lock(&self.0.failure).clone() {
+            return Err(Error::Device(failure));
+        }
+        mapped.map_err(Error::Device)?;
+        let range = staging
+            .get_mapped_range(..)
+            .map_err(|error| Error::Device(error.to_string()))?;
+        Ok(bytemuck::pod_collect_to_vec(&range))
+    }
+}
+
+/// What a callback will say.
+#[derive(Clone, Default)]
+struct Signal(Arc<Mutex<Said>>);
+
+#[derive(Default)]
+struct Said {
+    result: Option<Result<(), String>>,
+    waiting: Option<Waker>,
+}
+
+impl Signal {
+    fn set(&self, result: Result<(), String>) {
+        let mut state = lock(&self.0);
+        state.result = Some(result);
+        if let Some(waker) = state.waiting.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Future for Signal {
+    type Output = Result<(), String>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = lock(&self.0);
+        match state.result.take() {
+            Some(result) => Poll::Ready(result),
+            None => {
+                state.waiting = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// A linear layer on a card.
+pub(crate) struct GpuLinear {
+    weight: wgpu::Buffer,
+    bias: wgpu::Buffer,
+    half: bool,
+    /// In fours.
+    depth: u32,
+    columns: u32,
+}
+
+impl GpuLinear {
+    /// Values of a row that comes out.
+    pub(crate) fn columns(&self) -> usize {
+        4 * self.columns as usize
+    }
+}
+
+/// A normalisation on a card.
+pub(crate) struct GpuNorm {
+    pub(crate) scale: wgpu::Buffer,
+    pub(crate) shift: wgpu::Buffer,
+    pub(crate) width: usize,
+    pub(crate) epsilon: f32,
+}
+
+/// Rows of values on a card, which are used for one pass after the other and grow as needed.
+#[derive(Default)]
+pub(crate) struct GpuBuffer(Option<wgpu::Buffer>);
+
+impl GpuBuffer {
+    /// Makes room for `values` values; what was there is lost where it has to grow.
+    pub(crate) fn reserve(&mut self, gpu: &Gpu, values: usize) {
+        let bytes = values as u64 * 4;
+        if self.0.as_ref().is_none_or(|buffer| buffer.size() < bytes) {
+            self.0 = Some(gpu.buffer(bytes, BufferUsages::STORAGE | BufferUsages::COPY_SRC));
+        }
+    }
+
+    /// Writes values to the front, or from the value `at` on.
+    pub(crate) fn write(&self, gpu: &Gpu, at: usize, values: &[f32]) {
+        gpu.0
+            .queue
+            .write_buffer(self.get(), at as u64 * 4, bytemuck::cast_slice(values));
+    }
+
+    pub(crate) fn get(&self) -> &wgpu::Buffer {
+        self.0.as_ref().expect("room was made for it")
+    }
+}
+
+/// Which part of its input and output a linear layer works on. Widths and columns in values, multiples of 4.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Part {
+    /// First row of the input.
+    pub(crate) x_row: usize,
+    /// First row of the output.
+    pub(crate) y_row: usize,
+    /// First column of the weight and of the output.
+    pub(crate) column: usize,
+    /// Columns; 0 for all.
+    pub(crate) columns: usize,
+}
+
+/// How a matrix product is spread over threads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Threads {
+    /// Rows of four columns that a thread computes.
+    rows: u32,
+    /// Threads that share the depth.
+    slices: u32,
+}
+
+impl Threads {
+    /// For so many rows of so many fours of columns.
+    fn of(rows: u32, columns: u32, software: bool) -> Self {
+        // A thread with seven rows reads least for each of them; with fewer, less is computed in vain.
+        let (by_four, by_seven) = (rows.div_ceil(4) * 5, rows.div_ceil(7) * 8);
+        let per_thread = match rows {
+            1 => 1,
+            _ if by_four < by_seven => 4,
+            _ => 7,
+        };
+        let groups = columns.div_ceil(LINEAR_COLUMNS) * rows.div_ceil(per_thread);
+        // A card has thousands of threads to keep busy; in software, sharing only costs.
+        let slices = match groups {
+            0..96 if !software => 8,
+            _ => 1,
+        };
+        Self {
+            rows: per_thread,
+            slices,
+        }
+    }
+}
+
+/// Kernels in the order in which they run, until they are submitted.
+pub(crate) struct Recorder<'a> {
+    gpu: &'a Gpu,
+    /// Each kernel's parameters.
+    parameters: Vec<u8>,
+    /// Where the parameters go.
+    uniform: &'a mut GpuUniform,
+    steps: Vec<Recorded>,
+}
+
+struct Recorded {
+    kernel: Kernel,
+    buffers: Vec<wgpu::Buffer>,
+    groups: [u32; 3],
+}
+
+/// The parameters' buffer.
+#[derive(Default)]
+pub(crate) struct GpuUniform(Option<wgpu::Buffer>);
+
+/// Bytes from one kernel's parameters to the next: the least that WebGPU promises to take.
+const PARAMETERS: usize = 256;
+
+impl<'a> Recorder<'a> {
+    pub(crate) fn new(gpu: &'a Gpu, uniform: &'a mut GpuUniform) -> Self {
+        Self {
+            gpu,
+            parameters: Vec::new(),
+            uniform,
+            steps: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, kernel: Kernel, buffers: &[&wgpu::Buffer], parameters: &[u32], groups: [u32; 3]) {
+        debug_assert_eq!(kernel.buffers() as usize, buffers.len());
+        self.parameters
+            .extend_from_slice(bytemuck::cast_slice(parameters));
+        self.parameters
+            .resize(self.parameters.len().next_multiple_of(PARAMETERS), 0);
+        self.steps.push(Recorded {
+            kernel,
+            buffers: buffers.iter().map(|&buffer| buffer.clone()).collect(),
+            groups,
+        });
+    }
+
+    /// Rows of `x` [.., depth] through a layer to rows of `y` [.., y_width].
+    pub(crate) fn linear(
+        &mut self,
+        x: &GpuBuffer,
+        layer: &GpuLinear,
+        (y, y_width): (&GpuBuffer, usize),
+        rows: usize,
+        part: Part,
+        epilogue: Epilogue,
+    ) {
+        let rows = rows as u32;
+        let columns = match part.columns as u32 / 4 {
+            0 => layer.columns,
+            columns => columns,
+        };
+        let threads = Threads::of(rows, columns, self.gpu.is_software());
+        self.linear_by(threads, x, layer, (y, y_width), [rows, columns], part, epilogue);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn linear_by(
+        &mut self,
+        threads: Threads,
+        x: &GpuBuffer,
+        layer: &GpuLinear,
+        (y, y_width): (&GpuBuffer, usize),
+        [rows, columns]: [u32; 2],
+        part: Part,
+        epilogue: Epilogue,
+    ) {
+        let tile = match threads.slices {
+            1 => LINEAR_COLUMNS,
+            _ => SLICED_COLUMNS,
+        };
+        self.push(
+            Kernel::Linear {
+                rows: threads.rows,
+                slices: threads.slices,
+                half: layer.half,
+                epilogue,
+            },
+            &[x.get(), &layer.weight, &layer.bias, y.get()],
+            &[
+                rows,
+                layer.depth,
+                columns,
+                layer.columns,
+                part.column as u32 / 4,
+                layer.depth,
+                part.x_row as u32,
+                y_width as u32 / 4,
+                part.y_row as u32,
+                part.column as u32 / 4,
+            ],
+            [columns.div_ceil(tile), rows.div_ceil(threads.rows), 1],
+        );
+    }
+
+    /// Normalises rows of `x` to rows of `y` from `y_row` on.
+    pub(crate) fn layer_norm(
+        &mut self,
+        x: &GpuBuffer,
+        norm: &GpuNorm,
+        y: &GpuBuffer,
+        y_row: usize,
+        rows: usize,
+    ) {
+        self.push(
+            Kernel::LayerNorm { in_place: false },
+            &[x.get(), &norm.scale, &norm.shift, y.get()],
+            &[norm.width as u32 / 4, norm.epsilon.to_bits(), y_row as u32],
+            [rows as u32, 1, 1],
+        );
+    }
+
+    /// Normalises rows of `y` where they are.
+    pub(crate) fn layer_norm_in_place(&mut self, norm: &GpuNorm, y: &GpuBuffer, rows: usize) {
+        self.push(
+            Kernel::LayerNorm { in_place: true },
+            &[&norm.scale, &norm.shift, y.get()],
+            &[norm.width as u32 / 4, norm.epsilon.to_bits(), 0],
+            [rows as u32, 1, 1],
+        );
+    }
+
+    /// `qkv` [.., heads * (2 * query width + value width)] to `y` [.., heads * value width].
+    pub(crate) fn attention(
+        &mut self,
+        shape: &AttentionShape,
+        scale: f32,
+        qkv: &GpuBuffer,
+        sequences: &GpuSequences,
+        y: &GpuBuffer,
+    ) {
+        let queries = if sequences.longest <= 16 { 16 } else { 64 };
+        self.push(
+            Kernel::Attention {
+                queries,
+                query_width: shape.query_head_width as u32 / 4,
+                value_width: shape.value_head_width as u32 / 4,
+            },
+            &[qkv.get(), &sequences.buffer, y.get()],
+            &[shape.heads as u32, scale.to_bits()],
+            [
+                sequences.longest.div_ceil(queries),
+                shape.heads as u32,
+                sequences.count,
+            ],
+        );
+    }
+
+    /// The first row of each sequence's keys, behind one another.
+    pub(crate) fn first_rows(
+        &mut self,
+        x: &GpuBuffer,
+        width: usize,
+        sequences: &GpuSequences,
+        y: &GpuBuffer,
+    ) {
+        let width = width as u32 / 4;
+        self.push(
+            Kernel::FirstRows,
+            &[x.get(), &sequences.buffer, y.get()],
+            &[width],
+            [width.div_ceil(COPY_THREADS), sequences.count, 1],
+        );
+    }
+
+    /// Lets them run.
+    pub(crate) fn submit(&mut self) {
+        let shared = &self.gpu.0;
+        let size = self.parameters.len() as u64;
+        if self.uniform.0.as_ref().is_none_or(|buffer| buffer.size() < size) {
+            self.uniform.0 = Some(self.gpu.buffer(size, BufferUsages::UNIFORM));
+        }
+        let uniform = self.uniform.0.as_ref().expect("made above");
+        shared.queue.write_buffer(uniform, 0, &self.parameters);
+        let mut encoder = shared.device.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            for (i, step) in self.steps.iter().enumerate() {
+                let pipeline = self.gpu.pipeline(step.kernel);
+                let parameters = wgpu::BufferBinding {
+                    buffer: uniform,
+                    offset: (i * PARAMETERS) as u64,
+                    size: std::num::NonZeroU64::new(PARAMETERS as u64),
+                };
+                let mut entries = vec![wgpu::BindGroupEntry {
+                    binding: 0,
+                    resource: wgpu::BindingResource::Buffer(parameters),
+                }];
+                entries.extend(
+                    step.buffers
+                        .iter()
+                        .zip(1..)
+                        .map(|(buffer, binding)| wgpu::BindGroupEntry {
+                            binding,
+                            resource: buffer.as_entire_binding(),
+                        }),
+                );
+                let group = shared.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: None,
+                    layout: &pipeline.get_bind_group_layout(0),
+                    entries: &entries,
+                });
+                pass.set_pipeline(&pipeline);
+                pass.set_bind_group(0, &group, &[]);
+                let [x, y, z] = step.groups;
+                pass.dispatch_workgroups(x, y, z);
+            }
+        }
+        shared.queue.submit([encoder.finish()]);
+        self.steps.clear();
+        self.parameters.clear();
+    }
+}
+
+/// Where sequences lie in the rows.
+pub(crate) struct GpuSequences {
+    buffer: wgpu::Buffer,
+    count: u32,
+    /// Queries of the one that has most.
+    longest: u32,
+}
+
+impl GpuSequences {
+    pub(crate) fn new(gpu: &Gpu, sequences: &[Sequence]) -> Self {
+        let rows: Vec<[u32; 4]> = sequences
+            .iter()
+            .map(|s| [s.query, s.queries, s.key, s.keys].map(|n| n as u32))
+            .collect();
+        Self {
+            buffer: gpu.constant(bytemuck::cast_slice(&rows)),
+            count: sequences.len() as u32,
+            longest: sequences.iter().map(|s| s.queries as u32).max().unwrap_or(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+
+    /// Somewhat random, in [-1, 1], exact in half precision.
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count)
+            .map(|i| ((i * 7919 + seed * 104_729) % 257) as f32 / 128.0 - 1.0)
+            .collect()
+    }
+
+    fn exact(epilogue: Epilogue, before: f64, x: f64) -> f64 {
+        match epilogue {
+            Epilogue::None => x,
+            Epilogue::Add => before + x,
+            Epilogue::Relu => x.max(0.0),
+            Epilogue::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            // The towers' tests hold it to the recordings.
+            Epilogue::Gelu => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn matrix_products_of_every_kind() {
+        let gpu = match pollster::block_on(Gpu::open(true)) {
+            Ok(gpu) => gpu,
+            Err(error) => return println!("skipped: {error}"),
+        };
+        let (depth, columns, y_width) = (52, 132, 140);
+        let (weight, bias) = (numbers(depth * columns, 1), numbers(columns, 2));
+        let halves: Vec<f16> = weight.iter().map(|&x| f16::from_f32(x)).collect();
+        let part = Part {
+            x_row: 2,
+            y_row: 1,
+            column: 8,
+            columns: 120,
+        };
+        let mut uniform = GpuUniform::default();
+        for (half, slices) in [(false, 1), (true, 1), (false, 8), (true, 8)] {
+            let layer = GpuLinear {
+                weight: match half {
+                    true => gpu.constant(bytemuck::cast_slice(&halves)),
+                    false => gpu.values(&weight),
+                },
+                bias: gpu.values(&bias),
+                half,
+                depth: depth as u32 / 4,
+                columns: columns as u32 / 4,
+            };
+            for (rows, per_thread) in [(1, 1), (9, 4), (15, 7)] {
+                for epilogue in [Epilogue::None, Epilogue::Add, Epilogue::Relu, Epilogue::QuickGelu] {
+                    let input = numbers((rows + 2) * depth, 3);
+                    let before = numbers((rows + 2) * y_width, 4);
+                    let (mut x, mut y) = (GpuBuffer::default(), GpuBuffer::default());
+                    x.reserve(&gpu, input.len());
+                    x.write(&gpu, 0, &input);
+                    y.reserve(&gpu, before.len());
+                    y.write(&gpu, 0, &before);
+                    let threads = Threads {
+                        rows: per_thread,
+                        slices,
+                    };
+                    let mut recorder = Recorder::new(&gpu, &mut uniform);
+                    let sizes = [rows as u32, part.columns as u32 / 4];
+                    recorder.linear_by(threads, &x, &layer, (&y, y_width), sizes, part, epilogue);
+                    recorder.submit();
+                    let got = pollster::block_on(gpu.read(y.get(), before.len())).unwrap();
+                    for (i, (&got, &before)) in got.iter().zip(&before).enumerate() {
+                        let (row, column) = (i / y_width, i % y_width);
+                        let inside = (1..=rows).contains(&row) && (8..128).contains(&column);
+                        let expected = match inside {
+                            false => f64::from(before),
+                            true => {
+                                let x = &input[(row + 1) * depth..][..depth];
+                                let products = x.iter().zip(weight[column..].iter().step_by(columns));
+                                let sum: f64 = products.map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+                                exact(epilogue, before.into(), sum + f64::from(bias[column]))
+                            }
+                        };
+                        assert!(
+                            (f64::from(got) - expected).abs() < 2e-5,
+                            "{epilogue:?} {threads:?} half {half}: row {row}, column {column}: {got}, expected {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_card_is_kept_busy() {
+        let threads = |rows, slices| Threads { rows, slices };
+        // One caption, the classes of a batch, an image, a batch of them.
+        assert_eq!(Threads::of(13, 192, false), threads(7, 8));
+        assert_eq!(Threads::of(13, 192, true), threads(7, 1));
+        assert_eq!(Threads::of(1, 192, false), threads(1, 8));
+        assert_eq!(Threads::of(4, 192, false), threads(4, 8));
+        assert_eq!(Threads::of(197, 768, false), threads(7, 1));
+        assert_eq!(Threads::of(32 * 197, 192, false), threads(7, 1));
+    }
+}
