@@ -12,6 +12,8 @@ use ernie_vil::ModelConfig;
 #[cfg(feature = "wgpu")]
 use ernie_vil::gpu::Gpu;
 use ernie_vil::text::Tokenizer;
+#[cfg(feature = "wgpu")]
+use ernie_vil::towers::check_gpu;
 use ernie_vil::towers::{DualEncoder, Engine};
 use ernie_vil::vectors::Embeddings;
 use ernie_vil::weights::{Manifest, ManifestFile, SafetensorsFile, TensorData, TensorSource};
@@ -172,7 +174,14 @@ pub fn encoder(
 fn gpu() -> ernie_vil::Result<Gpu> {
     static GPU: OnceLock<ernie_vil::Result<Gpu>> = OnceLock::new();
     // A program that stands in for a card is slow, but it was asked for.
-    GPU.get_or_init(|| pollster::block_on(Gpu::open(true))).clone()
+    let open = || {
+        pollster::block_on(async {
+            let gpu = Gpu::open(true).await?;
+            check_gpu(&gpu).await?;
+            Ok(gpu)
+        })
+    };
+    GPU.get_or_init(open).clone()
 }
 
 /// The tensors of a model folder's two files.

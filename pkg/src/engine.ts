@@ -114,7 +114,7 @@ class Engine {
           params.folder,
           {
             begin: (config, vocab, towers) => {
-              loader = new glue.ModelLoader(config, vocab, towers.includes("image"), towers.includes("text"));
+              loader = new glue.ModelLoader(config, vocab, towers.includes("image"), towers.includes("text"), params.dtype);
             },
             feed: (tower, bytes) => loader?.feed(tower, bytes),
           },
@@ -127,7 +127,7 @@ class Engine {
       if (!model) throw new ErnieVilError("internal", "nothing was loaded");
       const info = model.info();
       if (params.dtype !== "auto" && params.dtype !== info.dtype) {
-        throw new ErnieVilError("device", `${params.dtype} was asked for, but this model computes in ${info.dtype} here`);
+        throw new ErnieVilError("device", `${params.dtype} was asked for, but the weights are kept in ${info.dtype} here`);
       }
       if (this.#kind === "webgpu") await this.#check(model, signal);
       this.#model = model;

@@ -28,7 +28,10 @@ export interface LoadOptions {
   device?: DeviceChoice;
   /** The towers that are needed; all of the model's where nothing is said. A search box over ready vectors needs `["text"]`. */
   towers?: readonly Tower[];
-  /** The numbers that the device computes with; `"auto"` (the default) takes what the model and the device agree on. */
+  /**
+   * How the weights are kept. `"auto"` (the default): on a GPU as they are in the model's files, which loses nothing; on the CPU in single
+   * precision. `"f16"` halves a GPU's memory; the CPU does not have it. Vectors are computed in single precision either way.
+   */
   dtype?: "auto" | "f32" | "f16";
   /** Whether files are kept for later visits (default: yes). In Node, Deno and Bun: the path of a folder to keep them in. */
   cache?: boolean | string;
@@ -94,7 +97,7 @@ export interface ModelInfo {
   towers: readonly Tower[];
   /** Weights of these towers. */
   parameters: number;
-  /** The numbers that the device computes with. */
+  /** How the weights are kept. */
   dtype: "f32" | "f16";
   /** A remark on the weights, that they are random for example. */
   note: string | null;

@@ -73,7 +73,7 @@ export interface Glue {
   sha256(bytes: Uint8Array): string;
   initDevice?(): Promise<void>;
   initThreadPool?(threads: number): Promise<unknown>;
-  ModelLoader: new (config: Uint8Array, vocab: Uint8Array | undefined, image: boolean, text: boolean) => WasmLoader;
+  ModelLoader: new (config: Uint8Array, vocab: Uint8Array | undefined, image: boolean, text: boolean, dtype: "auto" | "f32" | "f16") => WasmLoader;
   Index: {
     new (dimensions: number, fingerprint: string, dtype: "f32" | "int8"): WasmIndex;
     load(bytes: Uint8Array): WasmIndex;

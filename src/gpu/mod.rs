@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use half::f16;
 use wgpu::{BufferUsages, DeviceType};
 
 use crate::kernels::{AttentionShape, Sequence};
@@ -21,7 +22,24 @@ use shaders::{COPY_THREADS, Kernel, LINEAR_COLUMNS, SLICED_COLUMNS};
 
 /// A graphics card, or a program that stands in for one. Cheap to clone.
 #[derive(Clone)]
-pub struct Gpu(Arc<Shared>);
+pub struct Gpu {
+    shared: Arc<Shared>,
+    precision: Precision,
+}
+
+/// How weights are kept on a card. It computes in single precision either way; what half precision saves is memory, and
+/// the time to read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// As they are stored, which loses nothing; in single precision where a program stands in for a card, since half
+    /// precision is slow there.
+    #[default]
+    Stored,
+    /// Single precision.
+    Single,
+    /// Half precision.
+    Half,
+}
 
 struct Shared {
     device: wgpu::Device,
@@ -79,7 +97,7 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             lock(&seen).get_or_insert_with(|| error.to_string());
         }));
-        Ok(Self(Arc::new(Shared {
+        let shared = Shared {
             largest: offered
                 .max_storage_buffer_binding_size
                 .min(offered.max_buffer_size),
@@ -88,26 +106,35 @@ impl Gpu {
             info,
             kernels: Mutex::default(),
             failure,
-        })))
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            precision: Precision::default(),
+        })
+    }
+
+    /// The same card, on which weights are kept in the given way.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The adapter's name, as its driver tells it; empty in browsers that keep it for themselves.
     pub fn name(&self) -> &str {
-        &self.0.info.name
+        &self.shared.info.name
     }
 
     /// Whether a program on the processor stands in for a graphics card.
     pub fn is_software(&self) -> bool {
-        self.0.info.device_type == DeviceType::Cpu
+        self.shared.info.device_type == DeviceType::Cpu
     }
 
     /// Bytes of the largest buffer that a kernel can read.
     pub(crate) fn largest(&self) -> u64 {
-        self.0.largest
+        self.shared.largest
     }
 
     fn buffer(&self, bytes: u64, usage: BufferUsages) -> wgpu::Buffer {
-        self.0.device.create_buffer(&wgpu::BufferDescriptor {
+        self.shared.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             // A buffer of nothing cannot be bound.
             size: bytes.max(16),
@@ -119,7 +146,7 @@ impl Gpu {
     /// Bytes that stay, such as weights.
     fn constant(&self, bytes: &[u8]) -> wgpu::Buffer {
         let buffer = self.buffer(bytes.len() as u64, BufferUsages::STORAGE);
-        self.0.queue.write_buffer(&buffer, 0, bytes);
+        self.shared.queue.write_buffer(&buffer, 0, bytes);
         buffer
     }
 
@@ -136,10 +163,17 @@ impl Gpu {
         weight: TensorData<'_>,
         bias: &[f32],
     ) -> GpuLinear {
-        let half = matches!(weight, TensorData::F16(_)) && !self.is_software();
+        let half = match self.precision {
+            Precision::Stored => matches!(weight, TensorData::F16(_)) && !self.is_software(),
+            Precision::Single => false,
+            Precision::Half => true,
+        };
         let weight = match weight {
             TensorData::F16(values) if half => self.constant(bytemuck::cast_slice(&values)),
-            // Half precision is slow in software.
+            TensorData::F32(values) if half => {
+                let values: Vec<f16> = values.iter().map(|&x| f16::from_f32(x)).collect();
+                self.constant(bytemuck::cast_slice(&values))
+            }
             weight => self.values(&weight.into_f32()),
         };
         GpuLinear {
@@ -153,16 +187,19 @@ impl Gpu {
 
     /// Sends what was written so far on its way, so that it need not be kept for longer.
     pub(crate) fn flush(&self) {
-        self.0.queue.submit([]);
+        self.shared.queue.submit([]);
     }
 
     fn pipeline(&self, kernel: Kernel) -> wgpu::ComputePipeline {
         let make = || {
-            let module = self.0.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-                label: None,
-                source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
-            });
-            self.0
+            let module = self
+                .shared
+                .device
+                .create_shader_module(wgpu::ShaderModuleDescriptor {
+                    label: None,
+                    source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+                });
+            self.shared
                 .device
                 .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                     label: None,
@@ -173,21 +210,24 @@ impl Gpu {
                     cache: None,
                 })
         };
-        lock(&self.0.kernels).entry(kernel).or_insert_with(make).clone()
+        lock(&self.shared.kernels)
+            .entry(kernel)
+            .or_insert_with(make)
+            .clone()
     }
 
     /// Reads `bytes` of a buffer, when everything submitted is done.
     pub(crate) async fn read(&self, buffer: &wgpu::Buffer, values: usize) -> Result<Vec<f32>> {
         let size = values as u64 * 4;
-        let staging = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+        let staging = self.shared.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size,
             usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let mut encoder = self.0.device.create_command_encoder(&Default::default());
+        let mut encoder = self.shared.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
-        self.0.queue.submit([encoder.finish()]);
+        self.shared.queue.submit([encoder.finish()]);
         let mapped = Signal::default();
         let done = mapped.clone();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
@@ -195,13 +235,13 @@ impl Gpu {
         });
         // In a browser the callback comes by itself.
         #[cfg(not(target_family = "wasm"))]
-        self.0
+        self.shared
             .device
             .poll(wgpu::PollType::wait_indefinitely())
             .map_err(|error| Error::Device(error.to_string()))?;
         let mapped = mapped.await;
         // A kernel that failed says more than the buffer that it left.
-        if let Some(failure) = lock(&self.0.failure).clone() {
+        if let Some(failure) = lock(&self.shared.failure).clone() {
             return Err(Error::Device(failure));
         }
         mapped.map_err(Error::Device)?;
@@ -258,6 +298,11 @@ pub(crate) struct GpuLinear {
 }
 
 impl GpuLinear {
+    /// Whether the weight is kept in half precision.
+    pub(crate) fn is_half(&self) -> bool {
+        self.half
+    }
+
     /// Values of a row that comes out.
     pub(crate) fn columns(&self) -> usize {
         4 * self.columns as usize
@@ -287,7 +332,7 @@ impl GpuBuffer {
 
     /// Writes values to the front, or from the value `at` on.
     pub(crate) fn write(&self, gpu: &Gpu, at: usize, values: &[f32]) {
-        gpu.0
+        gpu.shared
             .queue
             .write_buffer(self.get(), at as u64 * 4, bytemuck::cast_slice(values));
     }
@@ -518,7 +563,7 @@ impl<'a> Recorder<'a> {
 
     /// Lets them run.
     pub(crate) fn submit(&mut self) {
-        let shared = &self.gpu.0;
+        let shared = &self.gpu.shared;
         let size = self.parameters.len() as u64;
         if self.uniform.0.as_ref().is_none_or(|buffer| buffer.size() < size) {
             self.uniform.0 = Some(self.gpu.buffer(size, BufferUsages::UNIFORM));
@@ -589,8 +634,6 @@ impl GpuSequences {
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
-
     use super::*;
 
     /// Somewhat random, in [-1, 1], exact in half precision.

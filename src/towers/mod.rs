@@ -24,6 +24,8 @@ use std::pin::Pin;
 use burn::tensor::{Device, Tensor, TensorData};
 
 pub use ernie::Ernie;
+#[cfg(feature = "wgpu")]
+pub use gpu::check_gpu;
 pub use stream::{ImageTowerStream, TextTowerStream};
 pub use vit::Vit;
 
@@ -140,6 +142,11 @@ trait ImageBody: Send + Sync {
     fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a>;
 
     fn trace(&self, pixels: &[f32], batch: usize) -> Result<Vec<Step>>;
+
+    /// Whether its weights are kept in half precision.
+    fn is_half(&self) -> bool {
+        false
+    }
 
     /// The Burn module, where it is one.
     fn vit(&self) -> Option<&Vit> {
@@ -264,6 +271,11 @@ impl ImageTower {
         &self.config
     }
 
+    /// Whether its weights are kept in half precision on the device.
+    pub fn is_half(&self) -> bool {
+        self.body.is_half()
+    }
+
     /// Values of one image: 3 * image_size * image_size.
     pub fn image_values(&self) -> usize {
         3 * self.config.image_size * self.config.image_size
@@ -352,6 +364,11 @@ trait TextBody: Send + Sync {
     fn embed_async<'a>(&'a self, words: &'a Words, captions: &'a [&'a [u32]]) -> Later<'a>;
 
     fn trace(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<Step>>;
+
+    /// Whether its weights are kept in half precision.
+    fn is_half(&self) -> bool {
+        false
+    }
 
     /// The embeddings on the device, where it is a Burn module.
     fn forward(&self, _words: &Words, _captions: &[&[u32]]) -> Option<Tensor<2>> {
@@ -505,6 +522,11 @@ impl TextTower {
     /// The tower's sizes.
     pub fn config(&self) -> &ErnieConfig {
         &self.config
+    }
+
+    /// Whether its weights are kept in half precision on the device.
+    pub fn is_half(&self) -> bool {
+        self.body.is_half()
     }
 
     /// Captions, each its token ids (padding at the end may be there or not), to embeddings

@@ -75,6 +75,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 pub async fn init_device() -> Result<(), JsValue> {
     // Whether a program will do was decided by the package, which hands out the adapter.
     let gpu = Place::open(true).await.map_err(thrown)?;
+    crate::towers::check_gpu(&gpu).await.map_err(thrown)?;
     PLACE.with(|cell| cell.set(gpu)).map_err(|_| {
         thrown(Error::Device(
             "initDevice was called before, expected one call".into(),

@@ -3,9 +3,11 @@ use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
 use super::{object, place, thrown};
+#[cfg(feature = "wgpu")]
+use crate::gpu::Precision;
 use crate::image::{Limits, Pixels, Preprocessor};
 use crate::text::Tokenizer;
-use crate::towers::{DualEncoder, ImageTowerStream, TextTowerStream};
+use crate::towers::{DualEncoder, ImageTower, ImageTowerStream, TextTower, TextTowerStream};
 use crate::{Error, ModelConfig};
 
 /// A model in the making, from the bytes of a model folder's files as they arrive.
@@ -19,15 +21,39 @@ pub struct ModelLoader {
 
 #[wasm_bindgen]
 impl ModelLoader {
-    /// Starts with the bytes of `config.json` and, for the text tower, of `vocab.txt`.
+    /// Starts with the bytes of `config.json` and, for the text tower, of `vocab.txt`. `dtype` is how the weights are kept.
     #[wasm_bindgen(constructor)]
-    pub fn new(config: &[u8], vocab: Option<Vec<u8>>, image: bool, text: bool) -> Result<Self, JsValue> {
-        Self::start(config, vocab, image, text).map_err(thrown)
+    pub fn new(
+        config: &[u8],
+        vocab: Option<Vec<u8>>,
+        image: bool,
+        text: bool,
+        #[wasm_bindgen(unchecked_param_type = "\"auto\" | \"f32\" | \"f16\"")] dtype: &str,
+    ) -> Result<Self, JsValue> {
+        Self::start(config, vocab, image, text, dtype).map_err(thrown)
     }
 
-    fn start(config: &[u8], vocab: Option<Vec<u8>>, image: bool, text: bool) -> crate::Result<Self> {
+    fn start(
+        config: &[u8],
+        vocab: Option<Vec<u8>>,
+        image: bool,
+        text: bool,
+        dtype: &str,
+    ) -> crate::Result<Self> {
         let config = ModelConfig::from_json(config).map_err(|error| error.within("config.json"))?;
         let place = place()?;
+        #[cfg(feature = "wgpu")]
+        let place = match dtype {
+            "f32" => place.with_precision(Precision::Single),
+            "f16" => place.with_precision(Precision::Half),
+            _ => place,
+        };
+        #[cfg(not(feature = "wgpu"))]
+        if dtype == "f16" {
+            return Err(Error::Device(
+                "f16 was asked for, expected f32 or auto: the processor's kernels keep weights in single precision".into(),
+            ));
+        }
         let tokenizer = match (text, vocab) {
             (false, _) => None,
             (true, None) => {
@@ -106,7 +132,7 @@ struct Info<'a> {
     vocab_size: usize,
     towers: Vec<&'a str>,
     parameters: u64,
-    /// What the towers compute in.
+    /// How the weights are kept where the towers compute.
     dtype: &'a str,
 }
 
@@ -142,6 +168,9 @@ impl Model {
             "image" => config.image.parameters(),
             _ => config.text.parameters(),
         });
+        let encoder = &self.encoder;
+        let half = encoder.image.as_ref().is_some_and(ImageTower::is_half)
+            || encoder.text.as_ref().is_some_and(TextTower::is_half);
         object(&Info {
             name: &config.name,
             note: config.note.as_deref(),
@@ -153,7 +182,7 @@ impl Model {
             vocab_size: config.text.vocab_size,
             towers: towers().map(|(tower, _)| *tower).collect(),
             parameters: parameters.sum(),
-            dtype: "f32",
+            dtype: if half { "f16" } else { "f32" },
         })
     }
 

@@ -1,0 +1,896 @@
+//! `ernie-vil serve`, the real process over real connections.
+#![cfg(all(feature = "serve", feature = "scenes", unix))]
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use ernie_vil::index::EmbeddingIndex;
+use ernie_vil::pairs::PairReader;
+use ernie_vil::vectors::read_safetensors;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const PAIRS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/scenes/test.tsv");
+/// The built-in model's embeddings have so many values.
+const DIMENSIONS: usize = 128;
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ernie-vil"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ERNIE_VIL_")) {
+        command.env_remove(name);
+    }
+    // Away from the repository, so that no demo page is found that was built there.
+    command.args(args).current_dir(std::env::temp_dir()).stdin(Stdio::null());
+    command
+}
+
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(args: &[&str]) -> Self {
+        let server = Self::spawn(command(&[&["serve", "--listen", "127.0.0.1:0", "--quiet"], args].concat()));
+        server.wait_until_ready();
+        server
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://").expect(&line).to_owned();
+        Self { child, address }
+    }
+
+    fn wait_until_ready(&self) {
+        let start = Instant::now();
+        while self.get("/ready").status != 200 {
+            assert!(start.elapsed() < Duration::from_secs(60), "not ready after a minute");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        request(&self.address, method, path, headers, body).unwrap()
+    }
+
+    fn get(&self, path: &str) -> Reply {
+        self.send("GET", path, &[], b"")
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Reply {
+        self.json("POST", path, body.to_string().as_bytes())
+    }
+
+    fn json(&self, method: &str, path: &str, body: &[u8]) -> Reply {
+        self.send(method, path, &[("content-type", "application/json")], body)
+    }
+
+    fn metric(&self, line: &str) -> f64 {
+        let text = self.get("/metrics").text();
+        let found = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+        found.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    headers: HashMap<String, String>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+
+    fn value(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{} {}", self.status, self.text()))
+    }
+
+    #[track_caller]
+    fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text());
+        self.value()
+    }
+
+    /// The error's code and message, whose form is OpenAI's.
+    #[track_caller]
+    fn error(&self, status: u16) -> (String, String) {
+        let value = self.value();
+        assert_eq!(self.status, status, "{value}");
+        let error = &value["error"];
+        let kind = match status {
+            401 => "authentication_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        };
+        assert_eq!(error["type"], kind);
+        let text = |name: &str| error[name].as_str().unwrap().to_owned();
+        (text("code"), text("message"))
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+/// One request on a connection of its own.
+fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<Reply> {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    if !body.is_empty() {
+        head += &format!("content-length: {}\r\n", body.len());
+    }
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let mut bytes = head.into_bytes();
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(body);
+    stream.write_all(&bytes)?;
+    read_reply(&mut stream)
+}
+
+fn read_reply(stream: &mut TcpStream) -> std::io::Result<Reply> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or(ErrorKind::UnexpectedEof)?;
+    let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+    let mut lines = head.lines();
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let headers = lines
+        .map(|line| line.split_once(": ").unwrap())
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    Ok(Reply {
+        status,
+        headers,
+        body: bytes[end + 4..].to_vec(),
+    })
+}
+
+/// The first captions and images of the built-in model's test.
+fn pairs(count: usize) -> Vec<(String, String)> {
+    let file = BufReader::new(fs::File::open(PAIRS).unwrap());
+    let pair = |pair: ernie_vil::Result<ernie_vil::pairs::Pair>| {
+        let pair = pair.unwrap();
+        (pair.caption, String::from_utf8(pair.image).unwrap())
+    };
+    PairReader::new(file).take(count).map(pair).collect()
+}
+
+fn floats(embedding: &Value) -> Vec<f32> {
+    match embedding {
+        Value::String(text) => {
+            let bytes = BASE64_STANDARD.decode(text).unwrap();
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
+        list => list.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect(),
+    }
+}
+
+/// A vector of length 1 that an id stands for.
+fn vector(seed: usize) -> Vec<f32> {
+    let mut values: Vec<f32> = (0..DIMENSIONS).map(|i| (((seed * 31 + i * 17) % 97) as f32) - 48.0).collect();
+    ernie_vil::vectors::normalise(&mut values).unwrap();
+    values
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn vectors_are_those_of_embed_to_the_bit_however_they_are_batched() {
+    const ROWS: usize = 48;
+    let folder = TempDir::new().unwrap();
+    let (input, output) = (folder.path().join("in.tsv"), folder.path().join("out.safetensors"));
+    let all = fs::read_to_string(PAIRS).unwrap();
+    fs::write(&input, all.lines().take(ROWS).map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    let run = command(&["embed", "--input", text(&input), "--output", text(&output), "--quiet"]).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let expected = read_safetensors(&fs::read(&output).unwrap()).unwrap();
+    let (texts, images) = (expected.text.unwrap(), expected.image.unwrap());
+    let pairs = pairs(ROWS);
+
+    let server = Server::start(&["--max-wait", "20", "--image-batch", "5"]);
+    // All in one request, mixed, in order.
+    let input: Vec<Value> = pairs
+        .iter()
+        .enumerate()
+        .flat_map(|(i, (caption, image))| match i % 2 {
+            0 => [json!(caption), json!({ "image": image })],
+            _ => [json!({ "text": caption }), json!(format!("data:image/png;base64,{image}"))],
+        })
+        .collect();
+    for format in ["float", "base64"] {
+        let reply = server.post("/v1/embeddings", &json!({"input": input, "encoding_format": format})).ok();
+        assert_eq!(reply["data"].as_array().unwrap().len(), 2 * ROWS);
+        for i in 0..ROWS {
+            let [caption, image] = [2 * i, 2 * i + 1].map(|at| {
+                assert_eq!(reply["data"][at]["index"], at);
+                floats(&reply["data"][at]["embedding"])
+            });
+            assert_eq!(caption, texts.row(i), "{format}, caption {i}");
+            assert_eq!(image, images.row(i), "{format}, image {i}");
+        }
+    }
+    // Each alone, many at once.
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((caption, image)) = pairs.get(i) else { break };
+                    let caption = server.post("/v1/embeddings", &json!({ "input": caption })).ok();
+                    assert_eq!(floats(&caption["data"][0]["embedding"]), texts.row(i));
+                    let image = server.post("/v1/embeddings", &json!({"input": {"image": image}})).ok();
+                    assert_eq!(floats(&image["data"][0]["embedding"]), images.row(i));
+                }
+            });
+        }
+    });
+    // They were computed together, in fewer batches than there were items.
+    let (batches, items) = (
+        server.metric("ernie_vil_batch_size_count{lane=\"captions\"}"),
+        server.metric("ernie_vil_batch_size_sum{lane=\"captions\"}"),
+    );
+    assert!(items == 3.0 * ROWS as f64 && batches < items, "{items} captions in {batches} batches");
+}
+
+/// Checks a value against a schema of the document, as far as these schemas go.
+fn check(document: &Value, schema: &Value, value: &Value, path: &str) -> Result<(), String> {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let name = reference.rsplit('/').next().unwrap();
+        return check(document, &document["components"]["schemas"][name], value, path);
+    }
+    if value.is_null() && schema["nullable"] == true {
+        return Ok(());
+    }
+    if let Some(one_of) = schema["oneOf"].as_array() {
+        let fits = one_of.iter().filter(|schema| check(document, schema, value, path).is_ok()).count();
+        return if fits == 1 { Ok(()) } else { Err(format!("{path}: fits {fits} of {}", one_of.len())) };
+    }
+    let is = match schema["type"].as_str() {
+        Some("object") => value.is_object(),
+        Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
+        Some("integer") => value.is_u64(),
+        Some("number") => value.is_number(),
+        Some("boolean") => value.is_boolean(),
+        other => panic!("{path}: a schema of type {other:?}"),
+    };
+    if !is || schema["enum"].as_array().is_some_and(|allowed| !allowed.contains(value)) {
+        return Err(format!("{path}: {value}, expected {schema}"));
+    }
+    for item in value.as_array().into_iter().flatten() {
+        check(document, &schema["items"], item, &format!("{path}[]"))?;
+    }
+    let empty = serde_json::Map::new();
+    let properties = schema["properties"].as_object().unwrap_or(&empty);
+    for name in schema["required"].as_array().into_iter().flatten() {
+        if value.get(name.as_str().unwrap()).is_none() {
+            return Err(format!("{path}: no {name}"));
+        }
+    }
+    for (name, inner) in value.as_object().into_iter().flatten() {
+        // What is answered is documented to the last field.
+        match properties.get(name) {
+            Some(schema) => check(document, schema, inner, &format!("{path}.{name}"))?,
+            None if properties.is_empty() => {}
+            None => return Err(format!("{path}: a field {name} that is not in the document")),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_endpoint_answers_as_the_document_says() {
+    let server = Server::start(&[]);
+    let document = server.get("/openapi.json").ok();
+    let (caption, image) = pairs(1).remove(0);
+    let bodies: HashMap<&str, Value> = HashMap::from([
+        ("embed", json!({"input": [caption, {"image": image}], "dimensions": DIMENSIONS, "model": "scenes"})),
+        ("add", json!({"items": [{"id": "a", "image": image}, {"id": "b", "text": "一条狗"}, {"id": "c", "embedding": vector(1)}]})),
+        ("search", json!({"input": [caption, {"image": image}], "k": 2})),
+        ("classify", json!({"input": {"image": image}, "labels": [caption, "一条狗"]})),
+        ("remove", json!({"ids": ["a", "nobody"]})),
+    ]);
+    let mut checked = 0;
+    // Adding comes before searching, and removing last.
+    for wanted in ["/v1/index", ""] {
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for (method, operation) in operations.as_object().unwrap() {
+                let (id, is_add) = (operation["operationId"].as_str().unwrap(), operation["operationId"] == "add");
+                if is_add != (wanted == path) {
+                    continue;
+                }
+                let body = bodies.get(id).cloned().unwrap_or_default();
+                let reply = match operation.get("requestBody") {
+                    None => server.send(&method.to_uppercase(), path, &[], b""),
+                    Some(request) => {
+                        let schema = &request["content"]["application/json"]["schema"];
+                        check(&document, schema, &body, id).unwrap();
+                        server.json(&method.to_uppercase(), path, body.to_string().as_bytes())
+                    }
+                };
+                assert_eq!(reply.status, 200, "{id}: {}", reply.text());
+                let content = operation["responses"]["200"]["content"].as_object().unwrap();
+                let (kind, content) = content.iter().next().unwrap();
+                assert!(reply.header("content-type").starts_with(kind), "{id}");
+                if kind == "application/json" && id != "openapi" {
+                    check(&document, &content["schema"], &reply.value(), id).unwrap();
+                }
+                assert!(!reply.header("x-request-id").is_empty());
+                checked += 1;
+                // And no other method.
+                for other in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
+                    if operations.get(other.to_lowercase()).is_none() {
+                        let refused = server.send(other, path, &[], b"");
+                        assert_eq!(refused.error(405).0, "method_not_allowed", "{other} {path}");
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(checked, bodies.len() + 8);
+    let info = server.get("/info");
+    assert_eq!(info.header("x-model-fingerprint"), info.ok()["fingerprint"].as_str().unwrap());
+    // Nobody takes the built-in model for ERNIE-ViL's.
+    assert!(info.header("x-model-note").contains("not ERNIE-ViL's weights"));
+    assert!(info.value()["note"].as_str().unwrap().contains("not ERNIE-ViL's weights"));
+}
+
+#[test]
+fn errors_say_which_item_and_what_was_expected() {
+    let server = Server::start(&["--max-items", "3", "--max-body", "64KB", "--max-pixels", "1000000"]);
+    let image = |bytes: &[u8]| BASE64_STANDARD.encode(bytes);
+    let cases = [
+        (json!({"input": ["a", {"image": image(b"P6 60000 60000 255 ")}]}), 400, "invalid_image", "input[1]: image: PNM of 60000 x 60000 pixels, expected at most 1000000"),
+        (json!({"input": {"image": image(b"\xff\xd8\xff\xe0cut")}}), 400, "invalid_image", "input[0]: image: "),
+        (json!({"input": {"image": image(b"GIF89a")}}), 400, "invalid_image", "input[0]: image: a GIF image"),
+        (json!({"input": {"image": "猫"}}), 400, "invalid_image", "input[0]: base64: byte 0"),
+        (json!({"input": "https://example.org/a.jpg"}), 400, "remote_image", "input[0]: \"https://example.org/a.jpg\" is an address"),
+        (json!({"input": {"image": "file:///etc/passwd"}}), 400, "remote_image", "input[0].image: "),
+        (json!({"input": ["a", "b", "c", "d"]}), 400, "too_many_items", "input: 4 items, expected at most 3"),
+        (json!({"input": "a", "model": "clip"}), 404, "model_not_found", "model: this server has \"scenes\""),
+        (json!({"input": "a", "dimensions": 64}), 400, "invalid_value", "dimensions: 64, but input[0] becomes 128 values"),
+        (json!({"input": [[1, 2]]}), 400, "invalid_value", "input: token ids"),
+    ];
+    for (body, status, code, start) in cases {
+        let reply = server.post("/v1/embeddings", &body);
+        let (found, message) = reply.error(status);
+        assert_eq!(found, code, "{message}");
+        assert!(message.starts_with(start), "{message}");
+        let param = start.split([':', ' ']).next().unwrap();
+        assert!(reply.value()["error"]["param"].as_str().unwrap().starts_with(param), "{message}");
+    }
+
+    // Bodies that are no JSON, or that are made to hurt.
+    let deep = format!("{{\"input\":{}", "[".repeat(60_000));
+    let many = format!("{{\"input\":[{}0]}}", "0,".repeat(30_000));
+    for body in [&b"{\"input\": NaN}"[..], b"{\"input\": \"\xff\"}", b"\0", b"{\"input\":\"a\"} {}", deep.as_bytes(), many.as_bytes()] {
+        let (code, message) = server.json("POST", "/v1/embeddings", body).error(400);
+        assert!(["invalid_json", "too_many_values"].contains(&&*code), "{code}: {message}");
+    }
+    let huge = format!("{{\"input\": {{\"image\": \"{}\"}}}}", "A".repeat(1 << 20));
+    assert_eq!(server.json("POST", "/v1/embeddings", huge.as_bytes()).error(413).0, "body_too_large");
+    assert_eq!(server.send("POST", "/v1/embeddings", &[], b"{}").error(415).0, "unsupported_media_type");
+    let form = [("content-type", "text/plain")];
+    assert_eq!(server.send("POST", "/v1/index", &form, b"{}").error(415).0, "unsupported_media_type");
+    assert_eq!(server.get("/v1/nothing").error(404).0, "not_found");
+
+    // The index's own.
+    let index = |method: &str, body: Value| server.json(method, "/v1/index", body.to_string().as_bytes());
+    let (code, message) = index("POST", json!({"items": [{"text": "a"}]})).error(400);
+    assert_eq!((code.as_str(), message.as_str()), ("invalid_value", "items[0].id: missing, expected a string that is not empty"));
+    let (_, message) = index("POST", json!({"items": [{"id": "a", "embedding": [1, 2]}]})).error(400);
+    assert_eq!(message, "items[0]: an embedding of 2 values, expected 128");
+    let (_, message) = index("POST", json!({"items": [{"id": "a", "embedding": vec![0; DIMENSIONS]}]})).error(400);
+    assert!(message.starts_with("items: index: id 'a': a vector of length 0"), "{message}");
+    let id = "x".repeat(50_000);
+    let (_, message) = index("POST", json!({"items": [{"id": "ok", "text": "a"}, {"id": [id], "text": "a"}]})).error(400);
+    assert_eq!(message, "items[1].id: a list, expected a string that is not empty");
+    assert_eq!(server.post("/v1/classify", &json!({"input": "a"})).error(400).0, "no_labels");
+    assert_eq!(server.get("/v1/index").ok()["size"], 0);
+    // After all of it the server does what it is for.
+    server.post("/v1/embeddings", &json!({"input": "一只猫"})).ok();
+    assert_eq!(server.metric("ernie_vil_rejections_total{code=\"remote_image\"}"), 2.0);
+}
+
+#[test]
+fn the_index_is_searched_and_classified_over_and_outlives_the_server() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("kept/index");
+    let args = ["--index", text(&file)];
+    let mut server = Server::start(&args);
+    let pairs = pairs(64);
+    let items: Vec<Value> = pairs.iter().enumerate().map(|(i, (_, image))| json!({"id": format!("{i}"), "image": image})).collect();
+    let change = server.post("/v1/index", &json!({ "items": items })).ok();
+    assert_eq!((&change["added"], &change["replaced"], &change["persisted"]), (&json!(64), &json!(0), &json!(true)));
+    let captions: Vec<&String> = pairs.iter().map(|(caption, _)| caption).collect();
+    let search = |server: &Server| server.post("/v1/search", &json!({"input": captions, "k": 3})).ok()["data"].clone();
+    let found = search(&server);
+    let right = (0..64).filter(|i| found[i]["hits"][0]["id"] == i.to_string()).count();
+    assert!(right > 55, "{right} of 64");
+    // Another process cannot use the same index.
+    let second = command(&["serve", "--listen", "127.0.0.1:0", "--index", text(&file)]).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("is used by another process"));
+
+    let classified = server.post("/v1/classify", &json!({"input": pairs[7].0, "k": 64})).ok();
+    let labels = classified["data"][0]["labels"].as_array().unwrap();
+    assert_eq!(labels[0]["label"], "7");
+    let sum: f64 = labels.iter().map(|label| label["probability"].as_f64().unwrap()).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+    let own = json!({"input": {"image": pairs[3].1}, "labels": [pairs[2].0, pairs[3].0], "k": 1});
+    let label = &server.post("/v1/classify", &own).ok()["data"][0]["labels"][0]["label"].clone();
+    assert_eq!(label, &json!(pairs[3].0));
+
+    let remove = server.json("DELETE", "/v1/index", json!({"ids": ["1", "2", "none"]}).to_string().as_bytes()).ok();
+    assert_eq!((&remove["removed"], &remove["size"]), (&json!(2), &json!(62)));
+    let again = server.post("/v1/index", &json!({"items": [{"id": "2", "text": "一条狗"}, {"id": "3", "text": "一条狗"}]})).ok();
+    assert_eq!((&again["added"], &again["replaced"]), (&json!(1), &json!(1)));
+    let before = search(&server);
+
+    // It was stopped, and so its log is in the file.
+    server.signal("TERM");
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    let saved = EmbeddingIndex::load(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(saved.len(), 63);
+    assert_eq!(fs::metadata(folder.path().join("kept/index.log")).unwrap().len(), 0);
+    assert_eq!(search(&Server::start(&args)), before);
+    // Of another model it is refused.
+    let output = command(&["serve", "--listen", "127.0.0.1:0", "--index", text(&file), "--index-type", "int8"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("keeps its vectors as f32"));
+}
+
+/// What is on the disk: the file, and the log on top of it.
+fn on_disk(file: &Path, fingerprint: &str) -> EmbeddingIndex {
+    let mut index = match fs::read(file) {
+        Ok(bytes) => EmbeddingIndex::load(&bytes).unwrap(),
+        Err(_) => EmbeddingIndex::new(DIMENSIONS, fingerprint),
+    };
+    let log = fs::read(file.with_extension("log")).unwrap();
+    index.replay(&log).unwrap();
+    index
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
+    const ROUNDS: usize = 8;
+    const CLIENTS: usize = 3;
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("index");
+    // What every id should be: a vector, or removed.
+    let expected: Mutex<BTreeMap<String, Option<Vec<f32>>>> = Mutex::default();
+    let (mut fingerprint, mut folded) = (String::new(), 0);
+    for round in 0..ROUNDS {
+        let mut server = Server::start(&["--index", text(&file)]);
+        fingerprint = server.get("/info").ok()["fingerprint"].as_str().unwrap().to_owned();
+        let size = server.get("/v1/index").ok()["size"].as_u64().unwrap() as usize;
+        let known = expected.lock().unwrap().values().flatten().count();
+        assert!(size >= known, "{size} embeddings, {known} were acknowledged");
+        let (address, killed) = (server.address.clone(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            for client in 0..CLIENTS {
+                let (address, expected, killed) = (&address, &expected, &killed);
+                scope.spawn(move || {
+                    for number in 0.. {
+                        let name = |i: usize| format!("{round}-{client}-{number}-{i}");
+                        let seed = |i: usize| (round * 7 + client * 5 + number * 3 + i) % 1000;
+                        let items: Vec<Value> = (0..200).map(|i| json!({"id": name(i), "embedding": vector(seed(i))})).collect();
+                        let json = [("content-type", "application/json")];
+                        let body = json!({ "items": items }).to_string();
+                        match request(address, "POST", "/v1/index", &json, body.as_bytes()) {
+                            Ok(reply) if reply.status == 200 => {
+                                let mut expected = expected.lock().unwrap();
+                                expected.extend((0..200).map(|i| (name(i), Some(vector(seed(i))))));
+                            }
+                            other => {
+                                assert!(killed.load(Ordering::SeqCst), "{other:?}");
+                                return;
+                            }
+                        }
+                        // Whether a removal that is not acknowledged was made is open, so nothing is expected of it then.
+                        expected.lock().unwrap().remove(&name(0));
+                        let body = json!({"ids": [name(0)]}).to_string();
+                        match request(address, "DELETE", "/v1/index", &json, body.as_bytes()) {
+                            Ok(reply) if reply.status == 200 => {
+                                expected.lock().unwrap().insert(name(0), None);
+                            }
+                            _ => return,
+                        }
+                    }
+                });
+            }
+            thread::sleep(Duration::from_millis(250 + 170 * round as u64));
+            killed.store(true, Ordering::SeqCst);
+            server.child.kill().unwrap();
+            server.child.wait().unwrap();
+        });
+        let index = on_disk(&file, &fingerprint);
+        for (id, vector) in expected.lock().unwrap().iter() {
+            let found = index.get(id);
+            assert_eq!(found.as_deref(), vector.as_deref(), "{id} after round {round}");
+        }
+        folded += usize::from(file.exists());
+    }
+    let acknowledged = expected.lock().unwrap().len();
+    assert!(acknowledged > 1_000, "only {acknowledged} changes were acknowledged");
+    assert!(folded > 0, "the log was never folded into the file, of {acknowledged} changes");
+
+    // A record that was begun is cut off, and the rest is there.
+    let log = file.with_extension("log");
+    let mut bytes = fs::read(&log).unwrap();
+    let whole = on_disk(&file, &fingerprint).len();
+    bytes.extend_from_slice(&[40, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3]);
+    fs::write(&log, bytes).unwrap();
+    let server = Server::start(&["--index", text(&file)]);
+    assert_eq!(server.get("/v1/index").ok()["size"], whole);
+}
+
+#[test]
+fn a_full_disk_changes_nothing_and_is_said() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("index");
+    std::os::unix::fs::symlink("/dev/full", folder.path().join("index.log")).unwrap();
+    let server = Server::start(&["--index", text(&file)]);
+    let items = json!({"items": [{"id": "a", "text": "一只猫"}]});
+    let (code, message) = server.post("/v1/index", &items).error(507);
+    assert_eq!(code, "index_not_written");
+    assert!(message.contains("nothing was changed") && message.contains("No space left"), "{message}");
+    assert_eq!(server.get("/v1/index").ok()["size"], 0);
+    assert_eq!(server.post("/v1/search", &json!({"input": "猫"})).ok()["data"][0]["hits"], json!([]));
+
+    let server = Server::start(&["--max-index", "2"]);
+    let add = |ids: &[&str]| {
+        let items: Vec<Value> = ids.iter().map(|id| json!({"id": id, "text": id})).collect();
+        server.post("/v1/index", &json!({ "items": items }))
+    };
+    assert_eq!(add(&["a", "b", "c"]).error(507).0, "index_full");
+    add(&["a", "b"]).ok();
+    add(&["b"]).ok();
+    assert_eq!(add(&["c"]).error(507).0, "index_full");
+}
+
+#[test]
+fn a_full_queue_refuses_and_clients_that_left_cost_nothing() {
+    let server = Server::start(&["--queue", "64", "--max-items", "64", "--caption-batch", "1"]);
+    let body = json!({"input": vec!["雪地里的红色汽车停在一座小房子的旁边"; 64]}).to_string();
+    let (refused, served) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                for _ in 0..4 {
+                    let reply = server.json("POST", "/v1/embeddings", body.as_bytes());
+                    if reply.status == 429 {
+                        assert_eq!(reply.error(429).0, "busy");
+                        assert!(reply.header("retry-after").parse::<u64>().unwrap() >= 1);
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    } else {
+                        reply.ok();
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert!(refused.into_inner() > 0 && served.into_inner() > 0);
+
+    let gone = "ernie_vil_abandoned_total{lane=\"captions\"}";
+    let head = format!(
+        "POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let start = Instant::now();
+    while server.metric(gone) == 0.0 {
+        assert!(start.elapsed() < Duration::from_secs(30), "no work was dropped");
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        thread::sleep(Duration::from_millis(2));
+        stream.shutdown(Shutdown::Both).unwrap();
+    }
+    // And their places are free again.
+    let start = Instant::now();
+    while server.json("POST", "/v1/embeddings", body.as_bytes()).status != 200 {
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
+}
+
+#[test]
+fn slow_clients_are_let_go() {
+    let server = Server::start(&["--read-timeout", "1"]);
+    let connect = || {
+        let stream = TcpStream::connect(&server.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    };
+    // A body that never ends.
+    let mut body = connect();
+    body.write_all(b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{").unwrap();
+    // A head that never ends, a line now and then, and one that says nothing at all.
+    let (mut head, mut silent) = (connect(), connect());
+    head.write_all(b"GET /health HTTP/1.1\r\n").unwrap();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        let _ = head.write_all(b"x: y\r\n");
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(read_reply(&mut body).unwrap().error(408).0, "body_timeout");
+    for stream in [&mut head, &mut silent] {
+        let mut rest = Vec::new();
+        // Closed, be it with an answer or without.
+        let _ = stream.read_to_end(&mut rest);
+        assert!(!rest.starts_with(b"HTTP/1.1 200"));
+    }
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    server.post("/v1/embeddings", &json!({"input": "一只猫"})).ok();
+    let start = Instant::now();
+    while server.metric("ernie_vil_connections") > 1.0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "connections are left");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn bodies_share_a_bounded_memory() {
+    let server = Server::start(&["--max-buffered", "256KB", "--max-body", "200KB", "--read-timeout", "5"]);
+    let body = |size: usize| {
+        let mut body = String::from("{\"input\": \"");
+        body.push_str(&"a".repeat(size - 13));
+        body.push_str("\"}");
+        body
+    };
+    // One that holds most of it and does not end.
+    let mut held = TcpStream::connect(&server.address).unwrap();
+    held.write_all(b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 200000\r\n\r\n").unwrap();
+    let whole = body(200_000);
+    held.write_all(&whole.as_bytes()[..190_000]).unwrap();
+    let start = Instant::now();
+    while server.metric("ernie_vil_buffered_bytes") < 180_000.0 {
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+    let reply = server.json("POST", "/v1/embeddings", body(100_000).as_bytes());
+    assert_eq!(reply.error(429).0, "busy");
+    server.post("/v1/embeddings", &json!({"input": "一只猫"})).ok();
+    held.write_all(&whole.as_bytes()[190_000..]).unwrap();
+    assert_eq!(read_reply(&mut held).unwrap().status, 200);
+    assert_eq!(server.json("POST", "/v1/embeddings", body(100_000).as_bytes()).status, 200);
+    let start = Instant::now();
+    while server.metric("ernie_vil_buffered_bytes") > 0.0 {
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+}
+
+#[test]
+fn it_is_alive_before_it_is_ready() {
+    let folder = TempDir::new().unwrap();
+    // Reading the configuration waits until somebody writes it.
+    let config = folder.path().join("config.json");
+    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
+    let mut server = Server::spawn(command(&["serve", "--listen", "127.0.0.1:0", "--model", text(folder.path())]));
+    assert_eq!(server.get("/health").text(), "ok\n");
+    let ready = server.get("/ready");
+    assert_eq!((ready.error(503).0.as_str(), ready.header("retry-after")), ("not_ready", "1"));
+    assert_eq!(server.post("/v1/embeddings", &json!({"input": "a"})).error(503).0, "not_ready");
+    assert_eq!(server.metric("ernie_vil_ready"), 0.0);
+    fs::write(&config, "no configuration").unwrap();
+    assert_eq!(server.child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn sigterm_finishes_what_was_begun() {
+    let mut server = Server::start(&["--caption-batch", "1"]);
+    let body = json!({"input": vec!["雪地里的红色汽车停在一座小房子的旁边"; 256]}).to_string();
+    let address = server.address.clone();
+    // On a connection that would be used again, too.
+    let mut idle = TcpStream::connect(&address).unwrap();
+    idle.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    let answers = thread::scope(|scope| {
+        let json = [("content-type", "application/json")];
+        let clients: Vec<_> = (0..2)
+            .map(|_| scope.spawn(|| request(&address, "POST", "/v1/embeddings", &json, body.as_bytes()).unwrap()))
+            .collect();
+        let start = Instant::now();
+        while server.metric("ernie_vil_queue_items{lane=\"captions\"}") < 200.0 {
+            assert!(start.elapsed() < Duration::from_secs(20), "the requests were not seen");
+        }
+        server.signal("TERM");
+        let refused = Instant::now();
+        while TcpStream::connect(&address).is_ok() {
+            assert!(refused.elapsed() < Duration::from_secs(5), "still takes connections");
+        }
+        clients.into_iter().map(|client| client.join().unwrap()).collect::<Vec<_>>()
+    });
+    for answer in answers {
+        assert_eq!(answer.ok()["data"].as_array().unwrap().len(), 256);
+    }
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn keys_origins_and_request_ids() {
+    let mut serve = command(&["serve", "--quiet", "--cors-origin", "https://page.example"]);
+    serve.env("ERNIE_VIL_LISTEN", "127.0.0.1:0").env("ERNIE_VIL_API_KEY", "first,second");
+    let server = Server::spawn(serve);
+    server.wait_until_ready();
+    for path in ["/v1/models", "/v1/index", "/v1/embeddings", "/info", "/metrics", "/v1/nothing"] {
+        let refused = server.get(path);
+        assert_eq!(refused.error(401).0, "invalid_api_key", "{path}");
+        assert_eq!(refused.header("www-authenticate"), "Bearer");
+        assert_eq!(server.send("GET", path, &[("authorization", "Bearer third")], b"").status, 401);
+    }
+    for key in ["Bearer first", "bearer second"] {
+        server.send("GET", "/v1/models", &[("authorization", key)], b"").ok();
+    }
+    for path in ["/health", "/ready", "/openapi.json", "/docs", "/"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+    let preflight = |origin: &str| {
+        let headers = [("origin", origin), ("access-control-request-method", "POST"), ("access-control-request-headers", "authorization,content-type")];
+        server.send("OPTIONS", "/v1/embeddings", &headers, b"")
+    };
+    let allowed = preflight("https://page.example");
+    assert_eq!((allowed.status, allowed.header("access-control-allow-origin")), (200, "https://page.example"));
+    assert!(allowed.header("access-control-allow-headers").contains("authorization"));
+    assert_eq!(preflight("https://other.example").header("access-control-allow-origin"), "");
+    // A page can read why it was refused.
+    let refused = server.send("GET", "/v1/models", &[("origin", "https://page.example")], b"");
+    assert_eq!((refused.status, refused.header("access-control-allow-origin")), (401, "https://page.example"));
+
+    let id = |given: &str| server.send("GET", "/health", &[("x-request-id", given)], b"").header("x-request-id").to_owned();
+    assert_eq!(id("abc-123"), "abc-123");
+    let long = "x".repeat(129);
+    for made in [id("two words"), id(&long)] {
+        assert!(made.len() == 24 && made.bytes().all(|byte| byte.is_ascii_hexdigit()), "{made}");
+    }
+    assert_ne!(id(" "), id(" "));
+}
+
+#[test]
+fn the_log_is_json_where_that_is_asked_for() {
+    let mut serve = command(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]);
+    serve.stderr(Stdio::piped());
+    let mut server = Server::spawn(serve);
+    server.wait_until_ready();
+    server.send("POST", "/v1/embeddings", &[("content-type", "application/json"), ("x-request-id", "mine")], b"{}").error(400);
+    server.signal("INT");
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    let mut log = String::new();
+    server.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let line = lines.iter().find(|line| line["request_id"] == "mine").expect(&log);
+    assert_eq!((&line["status"], &line["path"], &line["error"]), (&json!(400), &json!("/v1/embeddings"), &json!("invalid_value")));
+}
+
+#[test]
+fn files_come_whole_in_parts_and_packed_and_no_others() {
+    let folder = TempDir::new().unwrap();
+    let (root, models) = (folder.path().join("root"), folder.path().join("models"));
+    let write = |path: &str, bytes: &[u8]| {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    let weights: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
+    write("root/index.html", b"<p>page");
+    write("root/assets/app-DmlrrWdE.js", b"plain");
+    write("root/assets/app-DmlrrWdE.js.br", b"brotli");
+    write("root/assets/app-DmlrrWdE.js.gz", b"gzip");
+    write("root/.hidden", b"secret");
+    write("models/base/text.safetensors", &weights);
+    write("models/base/manifest.json", b"{}");
+    write("secret.txt", b"secret");
+    write("models/.key/secret.txt", b"secret");
+    let link = |to: &Path, from: &str| std::os::unix::fs::symlink(to, folder.path().join(from)).unwrap();
+    link(&folder.path().join("secret.txt"), "root/leak.txt");
+    link(folder.path(), "root/up");
+    link(&root.join(".hidden"), "root/shown.txt");
+    link(&root.join("index.html"), "root/inside.html");
+    let server = Server::start(&["--web-root", text(&root), "--models-dir", text(&models)]);
+
+    let page = server.get("/");
+    assert_eq!((page.status, page.text().as_str()), (200, "<p>page"));
+    for (name, value) in [
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cross-origin-embedder-policy", "require-corp"),
+        ("cross-origin-resource-policy", "same-origin"),
+        ("x-content-type-options", "nosniff"),
+        ("content-type", "text/html; charset=utf-8"),
+        ("cache-control", "no-cache"),
+    ] {
+        assert_eq!(page.header(name), value);
+    }
+    assert_eq!(server.get("/inside.html").text(), "<p>page");
+    let packed = |accept: &str| {
+        let reply = server.send("GET", "/assets/app-DmlrrWdE.js", &[("accept-encoding", accept)], b"");
+        assert_eq!(reply.header("content-type"), "text/javascript; charset=utf-8");
+        assert!(reply.header("cache-control").contains("immutable") && reply.header("vary").contains("accept-encoding"));
+        (reply.text(), reply.header("content-encoding").to_owned())
+    };
+    assert_eq!(packed("gzip, br"), ("brotli".into(), "br".into()));
+    assert_eq!(packed("gzip, br;q=0"), ("gzip".into(), "gzip".into()));
+    assert_eq!(packed("identity"), ("plain".into(), String::new()));
+
+    let file = "/models/base/text.safetensors";
+    let whole = server.get(file);
+    assert!(whole.body == weights && whole.header("cache-control").contains("immutable"));
+    assert_eq!(server.get("/models/base/manifest.json").header("cache-control"), "no-cache");
+    let etag = whole.header("etag").to_owned();
+    assert_eq!(server.send("GET", file, &[("if-none-match", &etag)], b"").status, 304);
+    let part = |range: &str, tag: &str| server.send("GET", file, &[("range", range), ("if-range", tag)], b"");
+    let middle = part("bytes=70000-140000", &etag);
+    assert_eq!((middle.status, middle.header("content-range")), (206, "bytes 70000-140000/200000"));
+    assert!(middle.body == weights[70_000..=140_000]);
+    assert!(part("bytes=-10", &etag).body == weights[199_990..]);
+    // Of another version it is all of this one.
+    assert_eq!((part("bytes=0-9", "\"old\"").status, part("bytes=0-9", "\"old\"").body.len()), (200, 200_000));
+    let beyond = part("bytes=200000-", &etag);
+    assert_eq!((beyond.status, beyond.header("content-range")), (416, "bytes */200000"));
+    let head = server.send("HEAD", file, &[], b"");
+    assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, "200000", 0));
+
+    for path in [
+        "/.hidden", "/shown.txt", "/leak.txt", "/up/secret.txt", "/../secret.txt", "/%2e%2e/secret.txt", "/assets/..%2f..%2fsecret.txt",
+        "/models/../secret.txt", "/models/.key/secret.txt", "/models/base", "/assets", "/assets/", "/models//base/manifest.json", "/%00", "/none",
+    ] {
+        let reply = server.get(path);
+        assert_eq!(reply.error(404).0, "not_found", "{path}");
+    }
+    assert_eq!(server.send("POST", "/index.html", &[], b"").error(405).0, "method_not_allowed");
+
+    // Without a page it says how to make one.
+    let page = Server::start(&[]).get("/");
+    assert!(page.status == 200 && page.text().contains("cargo xtask demo"), "{}", page.text());
+}
+
+#[test]
+fn more_connections_than_there_may_be_wait() {
+    const CONNECTIONS: usize = 300;
+    let server = Arc::new(Server::start(&["--max-connections", "100"]));
+    let idle: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(&server.address).unwrap()).collect();
+    let clients: Vec<_> = (0..CONNECTIONS)
+        .map(|i| {
+            let server = server.clone();
+            thread::Builder::new()
+                .stack_size(1 << 18)
+                .spawn(move || server.post("/v1/embeddings", &json!({"input": format!("第{i}辆红色汽车")})).ok())
+                .unwrap()
+        })
+        .collect();
+    for client in clients {
+        client.join().unwrap();
+    }
+    drop(idle);
+}
