@@ -23,3 +23,17 @@ export function bytesOf(source: ArrayBuffer | ArrayBufferView): Uint8Array {
     ? new Uint8Array(source)
     : new Uint8Array(source.buffer, source.byteOffset, source.byteLength);
 }
+
+/** @returns the bytes in base64 */
+export function base64(bytes: Uint8Array): string {
+  // As many characters as a call takes as arguments everywhere; a multiple of three, so that the parts can be joined.
+  const step = 3 * 8192;
+  const parts: string[] = [];
+  for (let at = 0; at < bytes.length; at += step) parts.push(btoa(String.fromCharCode(...bytes.subarray(at, at + step))));
+  return parts.join("");
+}
+
+/** @returns the bytes that are written in base64 */
+export function fromBase64(text: string): Bytes {
+  return Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+}

@@ -137,14 +137,18 @@ export interface ThreadChoice {
  *
  * @param wanted the caller's number; 1 is always granted
  * @param available whether the build with threads is there
+ * @param worker whether the computation runs in a worker
  */
-export function chooseThreads(wanted: number | "auto", available: boolean): ThreadChoice {
+export function chooseThreads(wanted: number | "auto", available: boolean, worker: boolean): ThreadChoice {
   const one = (reason: string): ThreadChoice => ({ threads: 1, reason: `one thread: ${reason}` });
   if (wanted === 1) return one("asked for");
   if (!available) return one("the build with threads is not there");
+  if (typeof Worker !== "function") return one("there are no web workers here");
   if (!(globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated) {
     return one("the page is not cross-origin isolated (it lacks the COOP and COEP headers)");
   }
+  // The thread that computes waits for the others, which a page's own may not.
+  if (!worker) return one("threads need a worker to compute in");
   const { userAgent = "", maxTouchPoints = 0, hardwareConcurrency = 1 } = navigator;
   // An iPad calls itself a Macintosh, but no Macintosh has a touch screen.
   if (/iPhone|iPad|iPod/.test(userAgent) || (/Macintosh/.test(userAgent) && maxTouchPoints > 1)) {

@@ -8,6 +8,7 @@ import { IndexService } from "./index-service.js";
 import { readModel } from "./loader.js";
 import { type Glue, type ModuleSource, type WasmLoader, type WasmModel, abandon, start, throwIfStopped } from "./module.js";
 import type { Calls, Context, Handlers, ImageRows, LoadParams, LoadResult, Method } from "./protocol.js";
+import { startThreads } from "./threads.js";
 
 /** Captions that are computed at once; between two such groups other calls have their turn. */
 const CAPTIONS = { cpu: 8, webgpu: 64 } as const;
@@ -101,7 +102,7 @@ class Engine {
     this.#kind = glue.kind() === "webgpu" ? "webgpu" : "cpu";
     this.#end = new Promise((_, reject) => (this.#fail = reject));
     this.#end.catch(() => undefined);
-    if (params.threads > 1) await glue.initThreadPool?.(params.threads);
+    if (params.threads > 1) await startThreads(this.#source, params.threads);
     const adapter = this.#kind === "webgpu" ? await this.#takeDevice(params) : undefined;
 
     const remote = "url" in params.folder && !params.folder.url.startsWith("file:");

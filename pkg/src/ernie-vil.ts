@@ -5,12 +5,13 @@ import { inOrder } from "./concurrency.js";
 import { type AdapterInfo, type DeviceChoice, type PowerPreference, adapterName, chooseThreads, requestAdapter } from "./device.js";
 import { Embeddings, ImageEmbeddings, type ImageFailure, sameModel } from "./embeddings.js";
 import { ErnieVilError, asError, describe, fromWire, throwIfAborted } from "./errors.js";
-import { type HostOptions, type ModulesOption, type WasmOption, type WorkerOption, createBackend, isAvailable, postable } from "./host.js";
+import { type HostOptions, type ModulesOption, type WasmOption, type WorkerOption, createBackend, isAvailable, postable, usesWorker } from "./host.js";
 import type { RequestOptions } from "./http.js";
 import { type ImageInput, prepareImage } from "./images.js";
 import { clearCache, folderUrl, isCached, type LoadProgress, type ModelFolder } from "./loader.js";
 import type { ModuleName, Tower } from "./module.js";
-import type { Backend, CallOptions, Calls, ImageRows, LoadResult, Method } from "./protocol.js";
+import { type Backend, type CallOptions, type Calls, DirectBackend, type ImageRows, type LoadResult, type Method } from "./protocol.js";
+import { type ServerOptions, serverHandlers } from "./server.js";
 import { absoluteUrl } from "./url.js";
 
 /**
@@ -23,7 +24,7 @@ export type ModelSource = string | URL | ArrayLike<File> | Readonly<Record<strin
 export interface LoadOptions {
   /**
    * Where it is computed. `"auto"` (the default) takes WebGPU where there is a real GPU that passes a check, and the CPU
-   * otherwise. `"server"` is not available yet.
+   * otherwise. `"server"` has the server of `fallback` compute.
    */
   device?: DeviceChoice;
   /** The towers that are needed; all of the model's where nothing is said. A search box over ready vectors needs `["text"]`. */
@@ -45,6 +46,11 @@ export interface LoadOptions {
   powerPreference?: PowerPreference;
   /** Threads of the CPU module; `"auto"` (the default) takes the cores, where the page is cross-origin isolated. */
   threads?: number | "auto";
+  /**
+   * A server (`ernie-vil serve`) that computes where this device cannot: with `device: "auto"`, where neither WebGPU nor the CPU can serve.
+   * Captions and pictures are then sent to it. It has to have the same model.
+   */
+  fallback?: ServerOptions;
   /** What is sent along with requests for the model's files. */
   request?: RequestOptions;
   /** Where the computation runs (default: in a worker on a page, in the caller's thread elsewhere). */
@@ -66,7 +72,7 @@ export interface LoadOptions {
 /** Where a model is computed, and why there. */
 export interface DeviceInfo {
   /** The device. */
-  kind: "webgpu" | "cpu";
+  kind: "webgpu" | "cpu" | "server";
   /** Why this one: a sentence. */
   reason: string;
   /** The GPU, where it is one. */
@@ -162,12 +168,12 @@ interface Session {
 
 /** A device to load on. */
 interface Plan {
-  name: ModuleName;
+  name: ModuleName | "server";
   threads: number;
   reason: string;
 }
 
-const BATCH = { cpu: 4, webgpu: 16 } as const;
+const BATCH = { cpu: 4, webgpu: 16, server: 16 } as const;
 /** Batches that are on their way: one that is computed and one that is ready for it. */
 const BATCHES = 2;
 
@@ -500,9 +506,14 @@ export class ErnieVil {
     const { device = "auto", onDeviceChange } = this.#options;
     const { kind } = this.#last.info.device;
     const tooOften = this.#losses > 1 && device === "auto";
-    const fallback: Plan = { name: "cpu", threads: 1, reason: "the CPU, since the GPU device was lost twice" };
+    const cpu: Plan = { name: "cpu", threads: 1, reason: "the CPU, since the GPU device was lost twice" };
     const { onProgress: _, signal: __, ...options } = this.#options;
-    const session = await open(this.#folder, options, { ...options, device: tooOften ? "cpu" : device }, tooOften ? fallback : undefined);
+    const planned = tooOften ? [cpu, ...(options.fallback ? [server("")] : [])] : undefined;
+    const session = await open(this.#folder, options, { ...options, device }, planned);
+    if (session.info.fingerprint !== this.#last.info.fingerprint) {
+      session.backend.terminate(disposed());
+      throw new ErnieVilError("device", "the model that is there now is another one; load it anew, and compute its vectors anew");
+    }
     if (this.#disposed) {
       session.backend.terminate(disposed());
       throw disposed();
@@ -563,54 +574,72 @@ function modelFolder(source: ModelSource, request: RequestOptions): ModelFolder 
 /** @returns the devices to try, one after the other */
 async function plans(options: LoadOptions): Promise<Plan[]> {
   const { device = "auto", allowSoftware = false, powerPreference = "high-performance", threads = "auto" } = options;
-  const cpu = (reason: string): Plan => {
-    const choice = chooseThreads(threads, isAvailable("cpu-threads", options));
-    const name = choice.threads > 1 ? "cpu-threads" : "cpu";
-    return { name, threads: choice.threads, reason: `the CPU, ${reason}; ${choice.reason}` };
+  const cpu = (reason: string): Plan[] => {
+    const choice = chooseThreads(threads, isAvailable("cpu-threads", options), usesWorker("cpu-threads", options));
+    const one: Plan = { name: "cpu", threads: 1, reason: `the CPU, ${reason}; ${choice.reason}` };
+    return choice.threads > 1 ? [{ ...one, name: "cpu-threads", threads: choice.threads }, one] : [one];
   };
+  const last = options.fallback ? [server("")] : [];
   switch (device) {
     case "cpu":
-      return [cpu("as asked for")];
+      return cpu("as asked for");
     case "webgpu":
       return [{ name: "webgpu", threads: 1, reason: "WebGPU, as asked for" }];
     case "auto": {
-      if (!isAvailable("webgpu", options)) return [cpu("since the module for WebGPU is not there")];
+      if (!isAvailable("webgpu", options)) return [...cpu("since the module for WebGPU is not there"), ...last];
       try {
         const { info } = await requestAdapter(allowSoftware, powerPreference);
-        return [{ name: "webgpu", threads: 1, reason: `WebGPU, since there is a GPU (${adapterName(info)})` }, cpu("")];
+        return [{ name: "webgpu", threads: 1, reason: `WebGPU, since there is a GPU (${adapterName(info)})` }, ...cpu(""), ...last];
       } catch (thrown) {
-        return [cpu(`since ${describe(thrown)}`)];
+        return [...cpu(`since ${describe(thrown)}`), ...last];
       }
     }
     case "server":
-      throw new ErnieVilError("device", "no server can be asked yet");
+      if (!options.fallback) throw new ErnieVilError("argument", 'device: "server" needs fallback: { url }, the address of the server');
+      return [server("as asked for")];
     default:
       throw new ErnieVilError("argument", `there is no device "${String(device)}": it is "auto", "webgpu", "cpu" or "server"`);
   }
 }
 
+/** The server, as a plan. */
+function server(why: string): Plan {
+  return { name: "server", threads: 0, reason: `the server, ${why}` };
+}
+
 /** Failures of a device, after which another one may do. */
 const OF_THE_DEVICE: readonly string[] = ["device", "device-lost", "crashed"];
+/** Failures of what a device needs as well: the WebAssembly may not even be there. */
+const OF_ALL_DEVICES: readonly string[] = [...OF_THE_DEVICE, "worker", "network", "internal"];
+const TRIED: Record<Plan["name"], string> = {
+  webgpu: "WebGPU was",
+  "cpu-threads": "threads were",
+  cpu: "the CPU was",
+  server: "the server was",
+};
 
-async function open(folder: ModelFolder, options: LoadOptions, choice: LoadOptions, plan?: Plan): Promise<Session> {
-  let refused = "";
-  const list = plan ? [plan] : await plans(choice);
+async function open(folder: ModelFolder, options: LoadOptions, choice: LoadOptions, planned?: Plan[]): Promise<Session> {
+  const refused: string[] = [];
+  const list = planned ?? (await plans(choice));
   for (const [position, { name, threads, reason }] of list.entries()) {
-    const why = refused ? `the CPU, since ${refused}` : reason;
+    const why = refused.length > 0 ? `the ${name === "server" ? "server" : "CPU"}, since ${refused.join("; ")}` : reason;
     try {
       return await openOn(name, threads, why, folder, options);
     } catch (thrown) {
       const error = asError(thrown);
-      if (position + 1 === list.length || !OF_THE_DEVICE.includes(error.code)) throw error;
-      refused = `WebGPU was tried and left: ${error.message}`;
+      const next = list[position + 1];
+      // What threads need beside the CPU may be missing: their script, their module, a memory that can be shared.
+      const reasons = next?.name === "server" || name === "cpu-threads" ? OF_ALL_DEVICES : OF_THE_DEVICE;
+      if (!next || !reasons.includes(error.code)) throw error;
+      refused.push(`${TRIED[name]} tried and left: ${error.message}`);
     }
   }
   throw new ErnieVilError("internal", "there was no device to try");
 }
 
-async function openOn(name: ModuleName, threads: number, reason: string, folder: ModelFolder, options: LoadOptions): Promise<Session> {
+async function openOn(name: Plan["name"], threads: number, reason: string, folder: ModelFolder, options: LoadOptions): Promise<Session> {
   const { signal, onProgress, towers, dtype = "auto", cache = true, allowSoftware = false } = options;
-  const backend = await createBackend(name, options);
+  const backend = name === "server" ? new DirectBackend(serverHandlers(options.fallback as ServerOptions)) : await createBackend(name, options);
   try {
     const params: Calls["load"]["params"] = {
       folder,
@@ -620,7 +649,7 @@ async function openOn(name: ModuleName, threads: number, reason: string, folder:
       allowSoftware,
       powerPreference: options.powerPreference ?? "high-performance",
       threads,
-      wasm: postable(options.wasm?.[name]),
+      wasm: name === "server" ? undefined : postable(options.wasm?.[name]),
     };
     const result = await backend.call("load", params, { signal, onProgress });
     return { backend, info: modelInfo(result, reason, backend.worker), logitScale: result.model.logitScale ?? LOGIT_SCALE };

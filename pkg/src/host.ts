@@ -15,8 +15,8 @@ export const host: Host = { workers: {}, modules: {} };
 
 /**
  * Where the computation runs. `true`: in a worker, which the package makes; `false`: in the caller's own thread, for a
- * caller that is a worker itself; a function: in the worker that it makes of the script `ernie-vil/worker/cpu` or
- * `ernie-vil/worker/webgpu`.
+ * caller that is a worker itself; a function: in the worker that it makes of the script `ernie-vil/worker/cpu`,
+ * `ernie-vil/worker/cpu-threads` or `ernie-vil/worker/webgpu`.
  */
 export type WorkerOption = boolean | ((module: ModuleName) => Worker);
 
@@ -43,11 +43,16 @@ export function isAvailable(name: ModuleName, { worker, modules }: HostOptions):
   return modules ? name in modules : typeof worker === "function" || name in host.modules;
 }
 
+/** @returns whether a build runs in a worker of its own */
+export function usesWorker(name: ModuleName, { worker, modules }: HostOptions): boolean {
+  return typeof worker === "function" || (name in host.workers && !modules && (worker ?? isPage()));
+}
+
 /** @returns a thread with the build `name`; nothing is started in it yet */
 export async function createBackend(name: ModuleName, { worker, modules }: HostOptions): Promise<Backend> {
   const own = modules?.[name];
-  const make = typeof worker === "function" ? () => worker(name) : host.workers[name];
-  if (typeof worker === "function" || (make && !modules && (worker ?? isPage()))) {
+  if (usesWorker(name, { worker, modules })) {
+    const make = typeof worker === "function" ? () => worker(name) : host.workers[name];
     try {
       return new WorkerBackend((make as () => Worker)());
     } catch (thrown) {

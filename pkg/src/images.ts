@@ -131,16 +131,47 @@ export function isDecodable(file: Uint8Array): boolean {
  * @throws ErnieVilError `image` names the image that cannot be decoded; `http` and `network` where it cannot be fetched
  */
 export async function readPixels(model: WasmModel, payload: ImagePayload, signal: AbortSignal | undefined): Promise<Float32Array> {
-  const { name } = payload;
-  if ("url" in payload) return decode(model, name, await fetchBytes(payload.url, LARGEST_FILE, {}, signal));
-  if ("bytes" in payload) return decode(model, name, payload.bytes);
-  if ("pixels" in payload) {
-    const { data, width, height } = payload.pixels;
-    return named(name, () => model.preprocessRgba(bytesOf(data), width, height));
+  const source = await read(payload, signal);
+  return named(payload.name, () =>
+    source instanceof Uint8Array ? model.preprocess(source) : model.preprocessRgba(source.data, source.width, source.height),
+  );
+}
+
+/**
+ * An image as a file that the native program decodes: its own, or its pixels as they are.
+ *
+ * @throws ErnieVilError `image` names the image that cannot be read; `http` and `network` where it cannot be fetched
+ */
+export async function readEncoded(payload: ImagePayload, signal: AbortSignal | undefined): Promise<Uint8Array> {
+  const source = await read(payload, signal);
+  if (source instanceof Uint8Array) return source;
+  const { data, width, height } = source;
+  const head = new TextEncoder().encode(`P6 ${width} ${height} 255\n`);
+  const file = new Uint8Array(head.length + 3 * width * height);
+  file.set(head);
+  for (let from = 0, to = head.length; to < file.length; from += 4, to += 3) {
+    file[to] = data[from] as number;
+    file[to + 1] = data[from + 1] as number;
+    file[to + 2] = data[from + 2] as number;
   }
+  return file;
+}
+
+interface Rgba {
+  data: Uint8Array;
+  width: number;
+  height: number;
+}
+
+/** @returns a file that the module decodes, or pixels */
+async function read(payload: ImagePayload, signal: AbortSignal | undefined): Promise<Uint8Array | Rgba> {
+  const { name } = payload;
+  if ("url" in payload) return decoded(await fetchBytes(payload.url, LARGEST_FILE, {}, signal));
+  if ("bytes" in payload) return decoded(payload.bytes);
+  if ("pixels" in payload) return { ...payload.pixels, data: bytesOf(payload.pixels.data) };
   if ("bitmap" in payload) {
     try {
-      return named(name, () => drawn(model, payload.bitmap));
+      return named(name, () => drawn(payload.bitmap));
     } finally {
       if (payload.own) payload.bitmap.close();
     }
@@ -152,20 +183,21 @@ export async function readPixels(model: WasmModel, payload: ImagePayload, signal
   } catch (thrown) {
     throw new ErnieVilError("image", `${name} could not be read`, { cause: thrown });
   }
-  return decode(model, name, bytes);
+  return decoded(bytes);
 }
 
-async function decode(model: WasmModel, name: string, file: Uint8Array): Promise<Float32Array> {
-  if (isDecodable(file) || typeof createImageBitmap !== "function") return named(name, () => model.preprocess(file));
+/** Has the browser decode what the module does not. */
+async function decoded(file: Uint8Array): Promise<Uint8Array | Rgba> {
+  if (isDecodable(file) || typeof createImageBitmap !== "function") return file;
   let bitmap: ImageBitmap;
   try {
     bitmap = await createImageBitmap(new Blob([file as Bytes]), PLAIN_PIXELS);
   } catch {
     // The module's message says what was found in the file.
-    return named(name, () => model.preprocess(file));
+    return file;
   }
   try {
-    return named(name, () => drawn(model, bitmap));
+    return drawn(bitmap);
   } finally {
     bitmap.close();
   }
@@ -180,12 +212,12 @@ function named<T>(name: string, work: () => T): T {
   }
 }
 
-function drawn(model: WasmModel, bitmap: ImageBitmap): Float32Array {
+function drawn(bitmap: ImageBitmap): Rgba {
   const { width, height } = bitmap;
   const context = canvas(width, height).getContext("2d", { willReadFrequently: true });
   if (!context) throw new ErnieVilError("image", `an image of ${width} x ${height} pixels is too large for the browser`);
   context.drawImage(bitmap, 0, 0);
-  return model.preprocessRgba(bytesOf(context.getImageData(0, 0, width, height).data), width, height);
+  return { data: bytesOf(context.getImageData(0, 0, width, height).data), width, height };
 }
 
 function canvas(width: number, height: number): { getContext(type: "2d", options: object): CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D | null } {

@@ -9,10 +9,12 @@ import type { ModuleName } from "./module.js";
 // Bundlers follow an address only where it is written out like this.
 host.workers = {
   cpu: () => sameOrigin("cpu", () => new Worker(new URL("./worker-cpu.js", import.meta.url), { type: "module" })),
+  "cpu-threads": () => sameOrigin("cpu-threads", () => new Worker(new URL("./worker-cpu-threads.js", import.meta.url), { type: "module" })),
   webgpu: () => sameOrigin("webgpu", () => new Worker(new URL("./worker-webgpu.js", import.meta.url), { type: "module" })),
 };
 host.modules = {
   cpu: async () => (await import("./module-cpu.js")).module,
+  "cpu-threads": async () => (await import("./module-cpu-threads.js")).module,
   webgpu: async () => (await import("./module-webgpu.js")).module,
 };
 

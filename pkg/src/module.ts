@@ -72,7 +72,11 @@ export interface Glue {
   threads(): number;
   sha256(bytes: Uint8Array): string;
   initDevice?(): Promise<void>;
-  initThreadPool?(threads: number): Promise<unknown>;
+  initSync?(input: { module: WebAssembly.Module; memory: WebAssembly.Memory }): unknown;
+  threadModule?(): WebAssembly.Module;
+  threadMemory?(): WebAssembly.Memory;
+  initThreads?(threads: number): void;
+  runThread?(): void;
   ModelLoader: new (config: Uint8Array, vocab: Uint8Array | undefined, image: boolean, text: boolean, dtype: "auto" | "f32" | "f16") => WasmLoader;
   Index: {
     new (dimensions: number, fingerprint: string, dtype: "f32" | "int8"): WasmIndex;
@@ -87,6 +91,8 @@ export interface ModuleSource {
   glue: Glue;
   /** The WebAssembly itself: an address, its bytes, or the compiled module. */
   wasm: WasmInput;
+  /** Makes a worker for a thread, of a script that calls `runThread`; of the build `cpu-threads` alone. */
+  makeThread?: () => Worker;
 }
 
 const started = new WeakMap<Glue, Promise<void>>();

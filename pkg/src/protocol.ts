@@ -25,7 +25,7 @@ export interface LoadParams {
 export interface LoadResult {
   model: WasmInfo;
   version: string;
-  kind: "cpu" | "webgpu";
+  kind: "cpu" | "webgpu" | "server";
   threads: number;
   adapter: AdapterInfo | undefined;
   cache: { kind: CacheKind; fromCache: boolean; reason: string };

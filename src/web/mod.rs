@@ -5,6 +5,8 @@
 
 mod index;
 mod model;
+#[cfg(feature = "web-threads")]
+mod threads;
 
 #[cfg(feature = "wgpu")]
 use std::cell::OnceCell;
@@ -15,7 +17,7 @@ use wasm_bindgen::prelude::*;
 pub use index::{Index, recall};
 pub use model::{Model, ModelLoader};
 #[cfg(feature = "web-threads")]
-pub use wasm_bindgen_rayon::init_thread_pool;
+pub use threads::{init_threads, run_thread, thread_memory, thread_module};
 
 use crate::Error;
 

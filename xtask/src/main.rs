@@ -28,7 +28,7 @@ Usage: cargo xtask VERB
       as one. --vocab writes the captions' vocabulary, and needs neither --count nor --seed.
 
   web [--only cpu|webgpu|cpu-threads] [--fast] [--no-pack]
-      Builds the npm package in pkg/: the library as WebAssembly, in two modules or the one that is named,
+      Builds the npm package in pkg/: the library as WebAssembly, in three modules or the one that is named,
       the JavaScript around it, and the tarball. Says how large they are, and fails where one is too large.
       Needs Node.js with npm, and a compiler for WebAssembly: where the toolchain has none, rustup adds it,
       else Debian's packages do. --fast leaves the optimisation by wasm-opt out, --no-pack the tarball.

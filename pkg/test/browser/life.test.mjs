@@ -137,6 +137,26 @@ for (const storage of ["opfs", "indexeddb"]) {
   });
 }
 
+test("one thread, and why, where the page is not isolated or computes itself", { skip, timeout }, async (t) => {
+  for (const [isolated, options, reason] of [
+    [false, {}, /not cross-origin isolated/],
+    [true, { worker: false }, /need a worker/],
+  ]) {
+    const server = await serve({ tiny }, { isolated });
+    t.after(server.close);
+    const device = await withPage(browser, server, (page) =>
+      page.evaluate(async (options) => {
+        const model = await ErnieVil.load("/tiny/", { device: "cpu", threads: 2, towers: ["text"], ...options });
+        await model.embedText(["一只猫"]);
+        model.dispose();
+        return model.info.device;
+      }, options),
+    );
+    assert.deepEqual([device.kind, device.threads], ["cpu", 1]);
+    assert.match(device.reason, reason);
+  }
+});
+
 for (const { name, options } of builds) {
   scenario(`ten loads leave no worker behind: ${name}`, async ({ page }) => {
     for (let i = 0; i < 10; i++) {

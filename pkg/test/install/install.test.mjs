@@ -1,5 +1,6 @@
 // The packed package in small projects of several tools: each embeds a caption and a picture, as was recorded of the original.
 import assert from "node:assert/strict";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
@@ -16,8 +17,8 @@ const tarball = missing || pack(folder);
 const EMBED = `
 import { ErnieVil } from "ernie-vil";
 
-export async function embed(model, caption, picture) {
-  const loaded = await ErnieVil.load(model, { device: "cpu" });
+export async function embed(model, caption, picture, threads) {
+  const loaded = await ErnieVil.load(model, { device: "cpu", threads });
   const text = await loaded.embedText([caption]);
   const image = await loaded.embedImages([picture]);
   loaded.dispose();
@@ -34,9 +35,9 @@ console.log(JSON.stringify({ ...vectors, info }));
 const PAGE = `import { embed } from "./embed.mjs";\nglobalThis.embed = embed;\n`;
 const HTML = (script) => `<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><script type="module" src="./${script}"></script>`;
 
-function compare(outputs, worker) {
+function compare(outputs, worker, threads = 1) {
   const { dimensions, device } = outputs.info;
-  assert.deepEqual([device.kind, device.worker], ["cpu", worker]);
+  assert.deepEqual([device.kind, device.worker, device.threads], ["cpu", worker, threads], device.reason);
   for (const [name, recorded] of Object.entries({ text, image })) {
     const { difference } = distance(outputs[name], recorded.subarray(0, dimensions), dimensions);
     assert.ok(difference <= 1e-5, `the ${name} vector differs by ${difference}`);
@@ -57,19 +58,20 @@ for (const { name, tools = [], command } of [
 }
 
 /** Opens a page and embeds in it, with a model of `server`; nothing may be missing. */
-async function open(t, address, server) {
+async function open(t, address, server, threads = 1) {
   const browser = await launch(t.after.bind(t));
   const page = await browser.newPage();
   const fetched = [];
   page.on("response", (response) => fetched.push([response.status(), response.url()]));
   await page.goto(address);
   await page.waitForFunction(() => "embed" in globalThis);
-  const outputs = await page.evaluate(([tiny, caption, picture]) => embed(tiny, caption, picture), [
+  const outputs = await page.evaluate((inputs) => embed(...inputs), [
     `${server.url}tiny/`,
     captions[0],
     `${server.url}images/r00.jpg`,
+    threads,
   ]);
-  compare(outputs, true);
+  compare(outputs, true, threads);
   assert.deepEqual(fetched.filter(([status]) => status >= 400), []);
 }
 
@@ -111,12 +113,14 @@ for (const { name, tools, files, build } of [
     const project = await makeProject(folder, name.toLowerCase(), tarball, { "embed.mjs": EMBED, "page.mjs": PAGE, ...files }, ...tools);
     if (project.skip) return t.skip(project.skip);
     build(project.folder);
-    const server = await serve({ app: join(project.folder, "dist"), tiny, images: join(goldens, "images") });
-    t.after(server.close);
-    if (name === "webpack") server.misbehave = ({ path, response }) => path === "/app/index.html" && response.writeHead(200).end(HTML("main.js"));
-    await open(t, `${server.url}app/index.html`, server);
-    const modules = server.seen.filter(({ name }) => name?.endsWith(".wasm"));
-    assert.equal(modules.length, 1, `WebAssembly: ${modules.map(({ name }) => name)}`);
+    if (name === "webpack") await writeFile(join(project.folder, "dist", "index.html"), HTML("main.js"));
+    for (const threads of [1, 2]) {
+      const server = await serve({ app: join(project.folder, "dist"), tiny, images: join(goldens, "images") }, { isolated: threads > 1 });
+      t.after(server.close);
+      await open(t, `${server.url}app/index.html`, server, threads);
+      const modules = server.seen.filter(({ name }) => name?.endsWith(".wasm"));
+      assert.equal(modules.length, 1, `WebAssembly: ${modules.map(({ name }) => name)}`);
+    }
   });
 }
 

@@ -142,12 +142,9 @@ impl Options {
         Ok(options)
     }
 
-    /// The one that is named, or those that the package uses: it has no place for threads yet.
+    /// The one that is named, or all.
     fn wants(&self, module: &Module) -> bool {
-        match self.only {
-            Some(only) => only == module.name,
-            None => module.standard == Library::Plain,
-        }
+        self.only.is_none_or(|only| only == module.name)
     }
 }
 
@@ -158,9 +155,18 @@ fn build(options: &Options) -> Result<Vec<Row>, String> {
     install_packages()?;
     let mut compilers = Vec::new();
     for module in MODULES.iter().filter(|module| options.wants(module)) {
-        let compiler = Wasm::find_or_install(module.standard)?;
-        println!("\n{}: {}.", module.name, compiler.described());
-        compilers.push((module, compiler));
+        match Wasm::find_or_install(module.standard) {
+            Ok(compiler) => {
+                println!("\n{}: {}.", module.name, compiler.described());
+                compilers.push((module, compiler));
+            }
+            // It needs more than the others, and the package does without it.
+            Err(missing) if module.standard == Library::Atomics && options.only.is_none() => {
+                println!("\nThe module {} is left out. {missing}", module.name);
+                module.leave_out()?;
+            }
+            Err(missing) => return Err(missing),
+        }
     }
     let mut rows = Vec::new();
     for (module, compiler) in compilers {
@@ -188,6 +194,22 @@ impl Module {
         let bytes = files::read(&folder.join(MODULE_FILE))?;
         // What has not been optimised is larger than what is published.
         Row::new(self.name, &bytes, self.limit.filter(|_| !fast))
+    }
+
+    /// Puts a module in its place that cannot be started, since tools that bundle the package look for its files. One that
+    /// was built before stays.
+    fn leave_out(&self) -> Result<(), String> {
+        let folder = root().join(MODULES_FOLDER).join(self.name);
+        if folder.join(MODULE_FILE).exists() {
+            return Ok(());
+        }
+        let script = format!(
+            "export default () => Promise.reject(new Error('this package was built without the module {}'));\n",
+            self.name
+        );
+        files::write(&folder.join("ernie_vil.js"), script.as_bytes())?;
+        // The first bytes of any module, and an empty one.
+        files::write(&folder.join(MODULE_FILE), b"\0asm\x01\0\0\0")
     }
 
     fn compilation(&self, compiler: &Wasm, target: &Path) -> Command {
@@ -397,7 +419,7 @@ fn compile_scripts() -> Result<Row, String> {
 /// Packs the tarball that would be published.
 fn pack() -> Result<(), String> {
     let tarball = format!("pkg/ernie-vil-{}.tgz", env!("CARGO_PKG_VERSION"));
-    for module in MODULES.iter().filter(|module| Options::default().wants(module)) {
+    for module in &MODULES {
         if !root().join(MODULES_FOLDER).join(module.name).is_dir() {
             println!(
                 "\nThe tarball will lack the module {}, which has not been built.",
@@ -484,7 +506,7 @@ mod tests {
             let options = Options::parse(arguments).unwrap();
             MODULES.iter().filter(|module| options.wants(module)).count()
         };
-        assert_eq!(wanted(&[]), 2);
+        assert_eq!(wanted(&[]), MODULES.len());
         for module in &MODULES {
             assert_eq!(wanted(&["--only", module.name]), 1);
         }
