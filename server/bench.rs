@@ -37,7 +37,7 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
             "threads": rayon::current_num_threads(),
             "instruction_set": format!("{:?}", InstructionSet::detect()),
         },
-        "device": format!("{:?}", args.device.device).to_lowercase(),
+        "device": args.device.device.to_string(),
     });
     let config = match &args.model.model {
         Some(folder) => model::read_config(folder)?,

@@ -1,6 +1,8 @@
 //! The command line.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -51,6 +53,9 @@ pub enum Command {
     Eval(Eval),
     /// Find the pictures of a folder that fit a text or another picture
     Search(Search),
+    /// Serve embeddings, search, the demo page and model folders over HTTP
+    #[cfg(feature = "serve")]
+    Serve(Box<Serve>),
     /// Train a model on caption-image pairs, from random weights or from a model folder
     #[cfg(feature = "train")]
     Train(Train),
@@ -58,21 +63,70 @@ pub enum Command {
     Bench(Bench),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
-    /// The CPU, by this project's own kernels
+    /// The CPU, by this project's own kernels.
     Cpu,
-    /// The CPU, by Burn's Flex backend alone (slower; to compare with)
+    /// The CPU, by Burn's Flex backend alone.
     Flex,
-    /// A graphics card, by Vulkan, Metal or Direct3D 12
-    #[cfg(feature = "wgpu")]
+    /// A graphics card, by Vulkan, Metal or Direct3D 12.
     Wgpu,
+    /// An NVIDIA card, by its number.
+    Cuda(usize),
+    /// A graphics card where there is one, and the CPU otherwise.
+    Auto,
 }
 
-#[derive(Debug, Args)]
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, number) = match text.split_once(':') {
+            Some((name, number)) => (name, Some(number)),
+            None => (text, None),
+        };
+        let device = match (name, number) {
+            ("cpu", None) => Self::Cpu,
+            ("flex", None) => Self::Flex,
+            ("wgpu", None) => Self::Wgpu,
+            ("auto", None) => Self::Auto,
+            ("cuda", None) => Self::Cuda(0),
+            ("cuda", Some(number)) => {
+                let number = number.parse();
+                Self::Cuda(number.map_err(|_| format!("{text:?}, expected a card's number: cuda:0"))?)
+            }
+            _ => return Err("expected cpu, wgpu, cuda, cuda:NUMBER, auto or flex".into()),
+        };
+        let lacks = |feature: &str| {
+            Err(format!(
+                "this binary was built without the feature {feature} (cargo build --release --features {feature})"
+            ))
+        };
+        match device {
+            Self::Wgpu if !cfg!(feature = "wgpu") => lacks("wgpu"),
+            Self::Cuda(_) if !cfg!(feature = "cuda") => lacks("cuda"),
+            device => Ok(device),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Flex => f.write_str("flex"),
+            Self::Wgpu => f.write_str("wgpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct DeviceArgs {
-    /// Where the towers run
-    #[arg(long, env = "ERNIE_VIL_DEVICE", default_value = "cpu", value_enum)]
+    /// Where the towers run: cpu; wgpu, a graphics card by Vulkan, Metal or Direct3D 12; cuda or cuda:NUMBER, an NVIDIA card (needs the
+    /// feature cuda); auto, a card that wgpu finds or else the CPU; flex, the CPU by Burn alone, to compare with
+    #[arg(long, env = "ERNIE_VIL_DEVICE", default_value = "cpu", value_name = "DEVICE")]
     pub device: Device,
 }
 
@@ -135,6 +189,9 @@ pub struct Train {
     /// What to train, on what and how: a YAML file (docs/TRAINING.md)
     #[arg(long, short, env = "ERNIE_VIL_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
+    /// Where training computes: cpu, or cuda or cuda:NUMBER, an NVIDIA card (needs the feature cuda)
+    #[arg(long, env = "ERNIE_VIL_DEVICE", default_value = "cpu", value_name = "DEVICE")]
+    pub device: Device,
     /// Go on from the run's last checkpoint, where there is one
     #[arg(long, env = "ERNIE_VIL_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
     pub resume: bool,
@@ -223,7 +280,7 @@ pub struct Download {
     pub keep: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ModelArg {
     /// The model folder; without it the small model "scenes" inside the binary
     #[arg(long, short, env = "ERNIE_VIL_MODEL", value_name = "FOLDER")]
@@ -394,6 +451,137 @@ pub struct Search {
     pub json: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line of text an event
+    Text,
+    /// A JSON object an event
+    Json,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IndexType {
+    /// Vectors as they are
+    F32,
+    /// A quarter of the memory, scores differ in the third digit
+    Int8,
+}
+
+#[cfg(feature = "serve")]
+impl From<IndexType> for ernie_vil::index::VectorType {
+    fn from(dtype: IndexType) -> Self {
+        match dtype {
+            IndexType::F32 => Self::F32,
+            IndexType::Int8 => Self::Int8,
+        }
+    }
+}
+
+/// A number of milliseconds.
+#[cfg(feature = "serve")]
+fn milliseconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(ms) if (0.0..=10_000.0).contains(&ms) => Ok(ms),
+        _ => Err("expected a number from 0 to 10000".into()),
+    }
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub model: ModelArg,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Where to listen; with port 0 the system chooses one, which the first line on standard output says
+    #[arg(
+        long,
+        env = "ERNIE_VIL_LISTEN",
+        default_value = "127.0.0.1:8080",
+        value_name = "HOST:PORT"
+    )]
+    pub listen: String,
+    /// Keep the index in this file and in FILE.log; without it the index ends with the server
+    #[arg(long, env = "ERNIE_VIL_INDEX", value_name = "FILE")]
+    pub index: Option<PathBuf>,
+    /// How a new index keeps its vectors [default: f32]
+    #[arg(long, env = "ERNIE_VIL_INDEX_TYPE", value_enum)]
+    pub index_type: Option<IndexType>,
+    /// Embeddings in the index at most
+    #[arg(
+        long,
+        env = "ERNIE_VIL_MAX_INDEX",
+        default_value_t = 1_000_000,
+        value_name = "N"
+    )]
+    pub max_index: usize,
+    /// How long an item may wait for others to be computed with, in milliseconds
+    #[arg(long, env = "ERNIE_VIL_MAX_WAIT", default_value = "5", value_name = "MS", value_parser = milliseconds)]
+    pub max_wait: f64,
+    /// Captions that go through the model together at most
+    #[arg(long, env = "ERNIE_VIL_CAPTION_BATCH", default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub caption_batch: u32,
+    /// Images that go through the model together at most
+    #[arg(long, env = "ERNIE_VIL_IMAGE_BATCH", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub image_batch: u32,
+    /// Captions, and as many images, that may wait; more are refused with status 429
+    #[arg(long, env = "ERNIE_VIL_QUEUE", default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub queue: u32,
+    /// Items of one request at most
+    #[arg(long, env = "ERNIE_VIL_MAX_ITEMS", default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub max_items: u32,
+    /// A request's body at most: 32MB (2^20 bytes each), 500KB, bytes
+    #[arg(long, env = "ERNIE_VIL_MAX_BODY", default_value = "32MB", value_name = "SIZE", value_parser = size)]
+    pub max_body: u64,
+    /// All bodies that are held at a time, at most
+    #[arg(long, env = "ERNIE_VIL_MAX_BUFFERED", default_value = "256MB", value_name = "SIZE", value_parser = size)]
+    pub max_buffered: u64,
+    /// Pixels of an image at most
+    #[arg(long, env = "ERNIE_VIL_MAX_PIXELS", default_value_t = 32_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 28))]
+    pub max_pixels: u64,
+    /// For a request's result, in seconds; then the answer is 504
+    #[arg(long, env = "ERNIE_VIL_TIMEOUT", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub timeout: u32,
+    /// For a request to arrive and for a client to take the answer, in seconds; a late body is answered with 408
+    #[arg(long, env = "ERNIE_VIL_READ_TIMEOUT", default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub read_timeout: u32,
+    /// Connections at a time; more wait until one ends
+    #[arg(long, env = "ERNIE_VIL_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+    /// For requests to end when the server is to stop, in seconds
+    #[arg(long, env = "ERNIE_VIL_DRAIN", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub drain: u32,
+    /// A key that requests need; may be given several times or with commas between. Others see the command line,
+    /// but not the environment
+    #[arg(
+        long,
+        env = "ERNIE_VIL_API_KEY",
+        value_name = "KEY",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub api_key: Vec<String>,
+    /// Where pages that may use the server come from: https://example.org, or * for any; may be given several times
+    #[arg(
+        long,
+        env = "ERNIE_VIL_CORS_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ','
+    )]
+    pub cors_origin: Vec<String>,
+    /// The demo page's folder, served at /; www/dist where there is one
+    #[arg(long, env = "ERNIE_VIL_WEB_ROOT", value_name = "FOLDER")]
+    pub web_root: Option<PathBuf>,
+    /// A folder of model folders, served at /models/ for browsers
+    #[arg(long, env = "ERNIE_VIL_MODELS_DIR", value_name = "FOLDER")]
+    pub models_dir: Option<PathBuf>,
+    /// How to write the log, on standard error
+    #[arg(long, env = "ERNIE_VIL_LOG_FORMAT", default_value = "text", value_enum)]
+    pub log_format: LogFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -18,6 +18,8 @@ mod progress;
 mod run_config;
 mod score;
 mod search;
+#[cfg(feature = "serve")]
+mod serve;
 mod spool;
 mod tokenize;
 #[cfg(feature = "train")]
@@ -63,6 +65,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Score(args) => score::run(args),
         Command::Eval(args) => eval::run(args, global),
         Command::Search(args) => search::run(args, global),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(args, global),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(args, global),
         Command::Bench(args) => bench::run(args, global),

@@ -164,19 +164,30 @@ pub fn encoder(
         cli::Device::Cpu => Engine::Auto,
         cli::Device::Flex => Engine::Burn,
         #[cfg(feature = "wgpu")]
-        cli::Device::Wgpu => return DualEncoder::load_on_gpu(config, image, text, &gpu()?),
+        cli::Device::Wgpu => return DualEncoder::load_on_gpu(config, image, text, &gpu(true)?),
+        #[cfg(feature = "wgpu")]
+        cli::Device::Auto => match gpu(false) {
+            Ok(gpu) => return DualEncoder::load_on_gpu(config, image, text, &gpu),
+            Err(_) => Engine::Auto,
+        },
+        #[cfg(feature = "cuda")]
+        cli::Device::Cuda(number) => {
+            return DualEncoder::load(config, image, text, &Device::cuda(number), Engine::Burn);
+        }
+        // Those that this binary was built without are refused on the command line.
+        #[allow(unreachable_patterns)]
+        _ => Engine::Auto,
     };
     DualEncoder::load(config, image, text, &Device::flex(), engine)
 }
 
-/// The graphics card, which all towers share.
+/// The graphics card, which all towers share. With `software` a program may stand in for one, which is slow.
 #[cfg(feature = "wgpu")]
-fn gpu() -> ernie_vil::Result<Gpu> {
+fn gpu(software: bool) -> ernie_vil::Result<Gpu> {
     static GPU: OnceLock<ernie_vil::Result<Gpu>> = OnceLock::new();
-    // A program that stands in for a card is slow, but it was asked for.
     let open = || {
         pollster::block_on(async {
-            let gpu = Gpu::open(true).await?;
+            let gpu = Gpu::open(software).await?;
             check_gpu(&gpu).await?;
             Ok(gpu)
         })

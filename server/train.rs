@@ -73,8 +73,18 @@ pub enum Metric {
 
 pub fn run(args: &cli::Train, global: &cli::Global) -> Result<()> {
     let config = TrainConfig::read(&args.config)?;
-    let run = Run::prepare(config, args.resume, global)?;
+    let run = Run::prepare(config, args.resume, training_device(args.device)?, global)?;
     run.train()
+}
+
+/// Where training computes.
+fn training_device(device: cli::Device) -> Result<Device> {
+    match device {
+        cli::Device::Cpu => Ok(Device::flex()),
+        #[cfg(feature = "cuda")]
+        cli::Device::Cuda(number) => Ok(Device::cuda(number)),
+        other => bail!("training does not run on {other}, expected cpu or cuda"),
+    }
 }
 
 struct Run<'a> {
@@ -89,7 +99,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn prepare(config: TrainConfig, resume: bool, global: &'a cli::Global) -> Result<Self> {
+    fn prepare(config: TrainConfig, resume: bool, device: Device, global: &'a cli::Global) -> Result<Self> {
         let data = TrainData::open(&config.train_file)?;
         ensure!(
             data.rows() >= config.batch_size,
@@ -109,7 +119,6 @@ impl<'a> Run<'a> {
         let tokenizer = Tokenizer::parse(&vocab, model.text.vocab_size)?;
         let steps = config.total_steps(data.rows());
         let settings = config.settings(steps);
-        let device = Device::flex();
         let new = |source: &dyn TensorSource| Trainer::new(source, model.clone(), settings, &device);
         let trainer = if resume && checkpoint.exists() {
             let path = checkpoint.join(STATE);

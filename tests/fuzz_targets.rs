@@ -13,7 +13,7 @@ const LONGEST: usize = 64 << 10;
 /// A target's name and what it does with an input.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 12] = [
     ("base64", fuzz::base64),
     ("caption", fuzz::caption),
     ("config", fuzz::config),
@@ -23,6 +23,7 @@ const TARGETS: [Target; 11] = [
     ("out", fuzz::out),
     ("pairs", fuzz::pairs),
     ("pickle", fuzz::pickle),
+    ("request", fuzz::request),
     ("safetensors", fuzz::safetensors),
     ("vocabulary", fuzz::vocabulary),
 ];

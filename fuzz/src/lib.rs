@@ -5,6 +5,8 @@
 //! number and a constant. What else a target checks its function says.
 
 mod memory;
+#[path = "../../server/serve/request.rs"]
+mod request;
 
 use std::sync::OnceLock;
 
@@ -19,6 +21,7 @@ use ernie_vil::weights::{
     vision_config_from_original,
 };
 use memory::at_most;
+use request::{Add, Classify, Embed, Encoding, Item, Problem, Remove, Search};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -247,6 +250,73 @@ pub fn safetensors(bytes: &[u8]) {
                 assert_eq!(side.iter().count(), side.rows());
                 assert!(ids.is_none_or(|ids| ids == side.rows()));
             }
+        }
+    });
+}
+
+/// A body of a request to the server, as each endpoint reads it: few enough items, numbers in their ranges, and a
+/// problem that says something.
+pub fn request(bytes: &[u8]) {
+    let limits = request::Limits {
+        items: 16,
+        dimensions: 8,
+    };
+    let of = |items: &[Item]| {
+        assert!((1..=limits.items).contains(&items.len()));
+        for item in items {
+            match item {
+                Item::Text(text) | Item::Image(text) => assert!(text.len() <= bytes.len()),
+                Item::Embedding(values) => assert!(values.len() <= limits.dimensions),
+            }
+        }
+    };
+    let named = |model: Option<String>| assert!(model.is_none_or(|model| model.len() <= bytes.len()));
+    let problem = |problem: Problem| {
+        assert!(!problem.code.is_empty() && !problem.message.is_empty());
+        assert!(
+            problem
+                .param
+                .is_none_or(|param| problem.message.starts_with(&param))
+        );
+    };
+    at_most(16 * bytes.len() + 256 * KIB, || {
+        match Embed::parse(bytes, &limits) {
+            Ok(body) => {
+                of(&body.input);
+                named(body.model);
+                assert!(matches!(body.encoding, Encoding::Float | Encoding::Base64));
+                assert!(body.dimensions.is_none_or(|number| number < 1 << 50));
+            }
+            Err(error) => problem(error),
+        }
+        match Search::parse(bytes, &limits) {
+            Ok(body) => {
+                of(&body.input);
+                named(body.model);
+                assert!((1..=1000).contains(&body.k));
+            }
+            Err(error) => problem(error),
+        }
+        match Classify::parse(bytes, &limits) {
+            Ok(body) => {
+                of(&body.input);
+                body.labels.iter().for_each(|labels| of(labels));
+                named(body.model);
+                assert!((1..=1000).contains(&body.k) && body.temperature > 0.0);
+            }
+            Err(error) => problem(error),
+        }
+        match Add::parse(bytes, &limits) {
+            Ok(body) => {
+                of(&body.items);
+                named(body.model);
+                assert!(body.ids.len() == body.items.len() && body.ids.iter().all(|id| !id.is_empty()));
+            }
+            Err(error) => problem(error),
+        }
+        match Remove::parse(bytes, &limits) {
+            Ok(body) => assert!((1..=limits.items).contains(&body.ids.len())),
+            Err(error) => problem(error),
         }
     });
 }

@@ -22,6 +22,7 @@ const RECORDED: &[(&str, &[&str])] = &[
     ("out", &["out"]),
     ("pairs", &["tsv"]),
     ("pickle", &["pdparams"]),
+    ("request", &["json"]),
     ("safetensors", &["safetensors"]),
     ("vocabulary", &["txt"]),
 ];

@@ -1,0 +1,123 @@
+//! The model as the server uses it: text and base64 to what the towers take, and batches of that to vectors.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use ernie_vil::ModelConfig;
+use ernie_vil::image::{Limits, Pixels, Preprocessor, decode, decode_base64};
+use rayon::prelude::*;
+
+use super::metrics::Metrics;
+use super::queue::LaneOptions;
+use crate::model::Model;
+
+/// The queue's lanes.
+pub const CAPTIONS: usize = 0;
+pub const IMAGES: usize = 1;
+pub const LANES: usize = 2;
+
+/// Captions whose lengths are rounded up to the same multiple of this are computed together.
+const BUCKET: usize = 16;
+
+pub fn lane_name(lane: usize) -> &'static str {
+    ["captions", "images"][lane]
+}
+
+/// An item as it waits for its tower.
+pub enum Input {
+    Caption(Vec<u32>),
+    /// As bytes, which are a quarter of the tower's input.
+    Image(Pixels),
+}
+
+impl Input {
+    /// What may be computed together.
+    pub fn group(&self) -> usize {
+        match self {
+            Self::Caption(ids) => ids.len().div_ceil(BUCKET),
+            Self::Image(_) => 0,
+        }
+    }
+}
+
+pub struct Engine {
+    model: Model,
+    preprocessor: Preprocessor,
+    limits: Limits,
+}
+
+impl Engine {
+    pub fn new(model: Model, limits: Limits) -> Self {
+        Self {
+            preprocessor: Preprocessor::new(model.config().image.image_size),
+            model,
+            limits,
+        }
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    pub fn tokenize(&self, text: &str) -> Result<Input> {
+        Ok(Input::Caption(self.model.encode(text)?))
+    }
+
+    /// An encoded image in base64 to the pixels that the tower sees.
+    pub fn decode(&self, base64: &str, metrics: &Metrics) -> ernie_vil::Result<Input> {
+        let start = Instant::now();
+        let pixels = decode(&decode_base64(base64.as_bytes())?, &self.limits)?;
+        metrics.decode.time(start.elapsed());
+        let start = Instant::now();
+        let crop = self.preprocessor.crop(&pixels);
+        metrics.preprocess.time(start.elapsed());
+        Ok(Input::Image(crop))
+    }
+
+    /// The vectors of a batch, all of one lane.
+    pub fn compute(&self, batch: &[Input]) -> Result<Vec<Vec<f32>>> {
+        let values = self.preprocessor.values();
+        let (mut captions, mut crops): (Vec<&[u32]>, Vec<&Pixels>) = (Vec::new(), Vec::new());
+        for input in batch {
+            match input {
+                Input::Caption(ids) => captions.push(ids),
+                Input::Image(crop) => crops.push(crop),
+            }
+        }
+        // Once into the pool, and not once for every product.
+        let vectors = rayon::scope(|_| match crops.is_empty() {
+            true => self.model.embed_captions(&captions),
+            false => {
+                let mut pixels = vec![0.0; crops.len() * values];
+                crops
+                    .par_iter()
+                    .zip(pixels.par_chunks_exact_mut(values))
+                    .for_each(|(crop, pixels)| self.preprocessor.tensor_into(crop, pixels));
+                self.model.embed_images(&pixels)
+            }
+        })?;
+        Ok(vectors.iter().map(<[f32]>::to_vec).collect())
+    }
+
+    /// Runs every size of batch that is to come once or twice, so that nothing is prepared during a request.
+    pub fn warm_up(&self, lanes: &[LaneOptions; LANES]) -> Result<()> {
+        let size = self.config().image.image_size as u32;
+        let grey = vec![128; 3 * (size * size) as usize];
+        for _ in 0..2 {
+            for batch in [1, lanes[IMAGES].batch] {
+                let crop = || Ok(Input::Image(Pixels::new(size, size, grey.clone())?));
+                let batch: Vec<Input> = std::iter::repeat_with(crop).take(batch).collect::<Result<_>>()?;
+                self.compute(&batch)?;
+            }
+            for batch in [1, lanes[CAPTIONS].batch] {
+                let text = "雪地里的红色汽车";
+                let caption = || self.tokenize(text);
+                let batch: Vec<Input> = std::iter::repeat_with(caption)
+                    .take(batch)
+                    .collect::<Result<_>>()?;
+                self.compute(&batch)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,799 @@
+//! HTTP: addresses, keys, limits and the forms of requests and responses.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::header::{
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT,
+    RETRY_AFTER,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use http_body_util::BodyExt;
+use rayon::ThreadPool;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::error::{ApiError, Refusal};
+use super::files::Folder;
+use super::metrics::{Metrics, Now};
+use super::openapi;
+use super::request::{Add, Classify, Embed, Encoding, Item, Limits, Remove, Search};
+use super::service::{self, Embedded, Service, matrix};
+
+/// A longer body is parsed beside the threads that serve.
+const LONG_BODY: usize = 16 << 10;
+/// So is a longer response put together, in values.
+const LONG_RESPONSE: usize = 8 << 10;
+/// Bytes of a unit of the memory for bodies.
+const UNIT: usize = 1 << 10;
+/// What is still read of a body that was refused, so that the client comes to read why.
+const LINGER: usize = 4 << 20;
+const LINGER_TIME: Duration = Duration::from_secs(2);
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FINGERPRINT: HeaderName = HeaderName::from_static("x-model-fingerprint");
+const NOTE: HeaderName = HeaderName::from_static("x-model-note");
+
+/// What the command line says of HTTP.
+pub struct Options {
+    pub max_body: usize,
+    pub max_items: usize,
+    pub max_pixels: u64,
+    pub timeout: Duration,
+    pub read_timeout: Duration,
+    pub api_keys: Vec<String>,
+    pub cors_origins: Vec<String>,
+    pub web_root: Option<Folder>,
+    pub models: Option<Folder>,
+    /// Where the page would be looked for, for the sentence that says how to make it.
+    pub web_root_hint: PathBuf,
+    pub device: String,
+}
+
+/// What all requests share.
+pub struct App {
+    options: Options,
+    /// There when the model is loaded and warm.
+    service: OnceLock<Arc<Service>>,
+    pub metrics: Arc<Metrics>,
+    pool: Arc<ThreadPool>,
+    /// Memory for bodies, in units.
+    buffers: Arc<Semaphore>,
+    units: usize,
+    paths: Vec<&'static str>,
+    /// SHA-256 of the keys.
+    keys: Vec<[u8; 32]>,
+    stopping: AtomicBool,
+    started: SystemTime,
+    requests: AtomicU64,
+    random: RandomState,
+}
+
+/// The memory of a body, given back when the request is done.
+type Buffer = Vec<OwnedSemaphorePermit>;
+
+type Reply = Result<Response, ApiError>;
+
+impl App {
+    pub fn new(options: Options, metrics: Arc<Metrics>, pool: Arc<ThreadPool>, max_buffered: usize) -> Self {
+        let units = (max_buffered / UNIT).min(Semaphore::MAX_PERMITS);
+        let keys = options
+            .api_keys
+            .iter()
+            .map(|key| Sha256::digest(key).into())
+            .collect();
+        Self {
+            options,
+            service: OnceLock::new(),
+            metrics,
+            pool,
+            buffers: Arc::new(Semaphore::new(units)),
+            units,
+            paths: routes().into_iter().map(|(path, _)| path).collect(),
+            keys,
+            stopping: AtomicBool::new(false),
+            started: SystemTime::now(),
+            requests: AtomicU64::new(0),
+            random: RandomState::new(),
+        }
+    }
+
+    /// From now on requests are served.
+    pub fn ready(&self, service: Arc<Service>) {
+        // It is called once.
+        let _ = self.service.set(service);
+    }
+
+    /// From now on `/ready` says that the server is about to stop.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    pub fn loaded(&self) -> Option<&Arc<Service>> {
+        self.service.get()
+    }
+
+    fn service(&self) -> Result<&Arc<Service>, ApiError> {
+        self.service.get().ok_or(ApiError::NotReady)
+    }
+
+    fn limits(&self, service: &Service) -> Limits {
+        let config = service.engine.config();
+        Limits {
+            items: self.options.max_items,
+            dimensions: config.image.width.max(config.text.width),
+        }
+    }
+}
+
+/// Everything that there is.
+pub fn router(app: Arc<App>) -> Router {
+    let mut router = Router::new();
+    for (path, route) in routes() {
+        router = router.route(path, route);
+    }
+    router = router
+        .fallback(file)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(from_fn_with_state(app.clone(), authorise));
+    // Outside of the keys: a page has to be able to read why it was refused, and asks beforehand without one.
+    if !app.options.cors_origins.is_empty() {
+        router = router.layer(cors(&app.options.cors_origins));
+    }
+    router
+        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+            ApiError::Internal("a fault in the server".into()).into_response()
+        }))
+        .layer(from_fn_with_state(app.clone(), observe))
+        .with_state(app)
+}
+
+fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 11] {
+    [
+        ("/v1/embeddings", post(embeddings)),
+        ("/v1/search", post(search)),
+        ("/v1/classify", post(classify)),
+        ("/v1/index", get(index).post(add).delete(remove)),
+        ("/v1/models", get(models)),
+        ("/info", get(info)),
+        ("/health", get(async || "ok\n")),
+        ("/ready", get(ready)),
+        ("/metrics", get(metrics)),
+        ("/openapi.json", get(openapi_json)),
+        ("/docs", get(docs)),
+    ]
+}
+
+/// Addresses that need no key: what probes and browsers ask for.
+fn is_open(path: &str) -> bool {
+    !path.starts_with("/v1/") && !matches!(path, "/v1" | "/info" | "/metrics")
+}
+
+/// What a path is called in the metrics, where every client could make up others.
+fn known(app: &App, path: &str) -> &'static str {
+    let route = app.paths.iter().find(|&&known| known == path);
+    route.copied().unwrap_or("file")
+}
+
+fn cors(origins: &[String]) -> CorsLayer {
+    let origin = match origins {
+        some if some.iter().any(|origin| origin == "*") => AllowOrigin::any(),
+        some => AllowOrigin::list(
+            some.iter()
+                .filter_map(|origin| HeaderValue::from_str(origin).ok()),
+        ),
+    };
+    CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, REQUEST_ID])
+        .expose_headers([REQUEST_ID, RETRY_AFTER, FINGERPRINT, NOTE])
+        .max_age(Duration::from_secs(3600))
+}
+
+/// Gives every request an id, writes it into the log and counts it.
+async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let id = request_id(&app, request.headers());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(REQUEST_ID, id.clone());
+    let (status, time) = (response.status().as_u16(), start.elapsed());
+    let refusal = response.extensions().get::<Refusal>().map(|refusal| refusal.0);
+    let known = known(&app, &path);
+    app.metrics.request(known, status, time, refusal);
+    // Probes come every few seconds.
+    if !matches!(known, "/health" | "/ready" | "/metrics") {
+        tracing::info!(
+            request_id = id.to_str().unwrap_or_default(),
+            method = method.as_str(),
+            path,
+            status,
+            ms = time.as_micros() as f64 / 1e3,
+            error = refusal,
+            "request"
+        );
+    }
+    response
+}
+
+/// The client's own id where it is a short plain one, or a new one.
+fn request_id(app: &App, headers: &HeaderMap) -> HeaderValue {
+    let given = headers.get(REQUEST_ID).filter(|id| {
+        let bytes = id.as_bytes();
+        (1..=128).contains(&bytes.len()) && bytes.iter().all(|byte| byte.is_ascii_graphic())
+    });
+    given.cloned().unwrap_or_else(|| {
+        let number = app.requests.fetch_add(1, Ordering::Relaxed);
+        let mut hasher = app.random.build_hasher();
+        hasher.write_u64(number);
+        HeaderValue::from_str(&format!("{:016x}{number:08x}", hasher.finish()))
+            .unwrap_or(HeaderValue::from_static("request"))
+    })
+}
+
+async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if app.keys.is_empty() || is_open(request.uri().path()) || has_key(&app.keys, request.headers()) {
+        return next.run(request).await;
+    }
+    ApiError::Unauthorised.into_response()
+}
+
+/// Whether a request has one of the keys. How long it takes says nothing of a key: hashes of equal length are
+/// compared, all of them and each to its end.
+fn has_key(keys: &[[u8; 32]], headers: &HeaderMap) -> bool {
+    let given = headers.get(AUTHORIZATION).map_or(&[][..], HeaderValue::as_bytes);
+    let (scheme, key) = given.split_at_checked(7).unwrap_or_default();
+    if !scheme.eq_ignore_ascii_case(b"bearer ") {
+        return false;
+    }
+    let hash: [u8; 32] = Sha256::digest(key.trim_ascii()).into();
+    let same = |key: &[u8; 32]| key.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b)) == 0;
+    keys.iter().fold(false, |found, key| found | same(key))
+}
+
+/// Reads a JSON body within all limits.
+async fn read_body(app: &App, request: Request) -> Result<(Bytes, Buffer), ApiError> {
+    let is_json = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let is_json = is_json.is_some_and(|value| {
+        let kind = value.split(';').next().unwrap_or_default().trim();
+        kind.eq_ignore_ascii_case("application/json")
+    });
+    let waits = request.headers().contains_key(EXPECT);
+    let length = request
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let mut body = pin!(request.into_body());
+    let read = async {
+        if !is_json {
+            return Err(ApiError::MediaType);
+        }
+        let most = app.options.max_body;
+        let too_large = || ApiError::TooLarge(most);
+        let length: usize = length.unwrap_or(0);
+        if length > most {
+            return Err(too_large());
+        }
+        let mut buffer = Buffer::new();
+        let mut held = 0;
+        let mut hold = |bytes: usize| {
+            if bytes > held {
+                let units = (bytes - held).div_ceil(UNIT);
+                let permit = app.buffers.clone().try_acquire_many_owned(units as u32);
+                buffer.push(permit.map_err(|_| ApiError::Busy {
+                    what: "bodies of requests",
+                    seconds: 1,
+                })?);
+                held += units * UNIT;
+            }
+            Ok::<(), ApiError>(())
+        };
+        // What the head says is not reserved at once: a client may say much and send nothing.
+        let mut bytes: Vec<u8> = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| ApiError::Broken(error.to_string()))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let total = bytes.len() + data.len();
+            if total > most {
+                return Err(too_large());
+            }
+            hold(total)?;
+            if bytes.is_empty() && total == length {
+                return Ok((data, buffer));
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok((Bytes::from(bytes), buffer))
+    };
+    let read = tokio::time::timeout(app.options.read_timeout, read).await;
+    let read = read.unwrap_or(Err(ApiError::BodyTimeout));
+    // A client that still sends does not see the answer, and a connection that is closed while bytes come in is reset.
+    if matches!(
+        read,
+        Err(ApiError::TooLarge(_) | ApiError::MediaType | ApiError::Busy { .. })
+    ) && !waits
+    {
+        let discard = async {
+            let mut left = LINGER;
+            while let Some(Ok(frame)) = body.frame().await {
+                match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                    Some(less) => left = less,
+                    None => break,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LINGER_TIME, discard).await;
+    }
+    read
+}
+
+/// Reads and parses a body, and does with it what the endpoint does, in time.
+async fn handle<T: Send + 'static, F: Future<Output = Reply>>(
+    app: Arc<App>,
+    request: Request,
+    parse: fn(&[u8], &Limits) -> Result<T, super::request::Problem>,
+    work: impl FnOnce(Arc<App>, Arc<Service>, T) -> F,
+) -> Reply {
+    let (body, _buffer) = read_body(&app, request).await?;
+    let service = app.service()?.clone();
+    let limits = app.limits(&service);
+    let timeout = app.options.timeout;
+    let work = async {
+        let parsed = match body.len() {
+            0..=LONG_BODY => parse(&body, &limits)?,
+            _ => service::aside(&app.pool, move || parse(&body, &limits)).await??,
+        };
+        work(app.clone(), service, parsed).await
+    };
+    tokio::time::timeout(timeout, work)
+        .await
+        .unwrap_or(Err(ApiError::Timeout))
+}
+
+/// The model's name or its fingerprint, or nothing.
+fn check_model(service: &Service, model: Option<&str>) -> Result<(), ApiError> {
+    let config = service.engine.config();
+    match model {
+        Some(model) if model != config.name && model != config.fingerprint => Err(ApiError::request(
+            "model_not_found",
+            "model",
+            format!(
+                "model: this server has \"{}\" (fingerprint {}), expected that or nothing",
+                config.name, config.fingerprint
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Reply {
+    handle(app, request, Embed::parse, async |app, service, body| {
+        check_model(&service, body.model.as_deref())?;
+        let config = service.engine.config();
+        for (i, item) in body.input.iter().enumerate() {
+            let own = match item {
+                Item::Text(_) => config.text.width,
+                _ => config.image.width,
+            };
+            if let Some(wanted) = body.dimensions
+                && wanted != own as u64
+            {
+                return Err(ApiError::request(
+                    "invalid_value",
+                    "dimensions",
+                    format!("dimensions: {wanted}, but input[{i}] becomes {own} values, which cannot be fewer or more"),
+                ));
+            }
+        }
+        let embedded = service.embed(body.input, "input").await?;
+        let (usage, encoding) = (usage(&embedded), body.encoding);
+        let values: usize = embedded.vectors.iter().map(Vec::len).sum();
+        let write = move |service: &Service| {
+            let mut out = String::with_capacity(values * 12 + 256);
+            out.push_str("{\"object\":\"list\",\"data\":[");
+            for (i, vector) in embedded.vectors.iter().enumerate() {
+                let comma = if i > 0 { "," } else { "" };
+                out.push_str(&format!("{comma}{{\"object\":\"embedding\",\"index\":{i},\"embedding\":"));
+                write_vector(&mut out, vector, encoding);
+                out.push('}');
+            }
+            out.push_str("],");
+            out.push_str(&tail(service, &usage));
+            out
+        };
+        let text = match values {
+            0..=LONG_RESPONSE => write(&service),
+            _ => service.aside(write).await?,
+        };
+        Ok(with_model(&app, json_response(text)))
+    })
+    .await
+}
+
+fn write_vector(out: &mut String, vector: &[f32], encoding: Encoding) {
+    match encoding {
+        Encoding::Base64 => {
+            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+            out.push('"');
+            BASE64_STANDARD.encode_string(bytes, out);
+            out.push('"');
+        }
+        Encoding::Float => {
+            out.push('[');
+            let mut buffer = zmij::Buffer::new();
+            for (i, &value) in vector.iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                // The shortest text that reads as this float32 again. Vectors of the towers are finite.
+                out.push_str(buffer.format(value));
+            }
+            out.push(']');
+        }
+    }
+}
+
+fn usage(embedded: &Embedded) -> Value {
+    let total = embedded.tokens + embedded.patches;
+    json!({
+        "prompt_tokens": total,
+        "total_tokens": total,
+        "text_tokens": embedded.tokens,
+        "image_patches": embedded.patches,
+    })
+}
+
+/// The end of a list's response: which model, and what it cost.
+fn tail(service: &Service, usage: &Value) -> String {
+    let config = service.engine.config();
+    let (name, fingerprint) = (json!(config.name), json!(config.fingerprint));
+    format!("\"model\":{name},\"fingerprint\":{fingerprint},\"usage\":{usage}}}")
+}
+
+async fn search(State(app): State<Arc<App>>, request: Request) -> Reply {
+    handle(app, request, Search::parse, async |app, service, body| {
+        check_model(&service, body.model.as_deref())?;
+        service.check_comparable(&body.input, "input")?;
+        let embedded = service.embed(body.input, "input").await?;
+        let usage = usage(&embedded);
+        let dimensions = service.engine.config().image.width;
+        let found = service
+            .search(matrix(embedded.vectors, dimensions, "input")?, body.k)
+            .await?;
+        let data: Vec<Value> = found
+            .into_iter()
+            .enumerate()
+            .map(|(i, hits)| {
+                let hits: Vec<Value> = hits
+                    .iter()
+                    .map(|hit| json!({"id": hit.id, "score": hit.score}))
+                    .collect();
+                json!({"object": "search_result", "index": i, "hits": hits})
+            })
+            .collect();
+        Ok(list(&app, &service, data, &usage))
+    })
+    .await
+}
+
+async fn classify(State(app): State<Arc<App>>, request: Request) -> Reply {
+    handle(app, request, Classify::parse, async |app, service, body| {
+        check_model(&service, body.model.as_deref())?;
+        service.check_comparable(&body.input, "input")?;
+        // What the labels are called in the answer, where they came with the question.
+        let names: Option<Vec<String>> = body.labels.as_ref().map(|labels| {
+            let name = |(i, label): (usize, &Item)| match label {
+                Item::Text(text) => text.clone(),
+                _ => i.to_string(),
+            };
+            labels.iter().enumerate().map(name).collect()
+        });
+        let dimensions = service.engine.config().image.width;
+        let mut embedded = service.embed(body.input, "input").await?;
+        let labels = match body.labels {
+            None => None,
+            Some(labels) => {
+                service.check_comparable(&labels, "labels")?;
+                let labels = service.embed(labels, "labels").await?;
+                embedded.tokens += labels.tokens;
+                embedded.patches += labels.patches;
+                Some(matrix(labels.vectors, dimensions, "labels")?)
+            }
+        };
+        let usage = usage(&embedded);
+        let queries = matrix(embedded.vectors, dimensions, "input")?;
+        let found = service.classify(queries, labels, body.k, body.temperature).await?;
+        let label = |id: &str| match &names {
+            Some(names) => id.parse().ok().and_then(|i: usize| names.get(i)).map_or(id, String::as_str).to_owned(),
+            None => id.to_owned(),
+        };
+        let data: Vec<Value> = found
+            .into_iter()
+            .enumerate()
+            .map(|(i, hits)| {
+                let labels: Vec<Value> = hits
+                    .iter()
+                    .map(|(hit, share)| json!({"label": label(&hit.id), "score": hit.score, "probability": share}))
+                    .collect();
+                json!({"object": "classification", "index": i, "labels": labels})
+            })
+            .collect();
+        Ok(list(&app, &service, data, &usage))
+    })
+    .await
+}
+
+fn list(app: &App, service: &Service, data: Vec<Value>, usage: &Value) -> Response {
+    let data = Value::from(data);
+    let text = format!("{{\"object\":\"list\",\"data\":{data},{}", tail(service, usage));
+    with_model(app, json_response(text))
+}
+
+async fn index(State(app): State<Arc<App>>) -> Reply {
+    let service = app.service()?;
+    Ok(with_model(&app, json_response(index_json(service).to_string())))
+}
+
+fn index_json(service: &Service) -> Value {
+    let config = service.engine.config();
+    json!({
+        "object": "index",
+        "size": service.store.len(),
+        "dimensions": config.image.width,
+        "dtype": service.store.dtype().to_string(),
+        "fingerprint": config.fingerprint,
+        "persisted": service.store.persisted(),
+    })
+}
+
+async fn add(State(app): State<Arc<App>>, request: Request) -> Reply {
+    handle(app, request, Add::parse, async |app, service, body| {
+        check_model(&service, body.model.as_deref())?;
+        service.check_comparable(&body.items, "items")?;
+        let embedded = service.embed(body.items, "items").await?;
+        let vectors = matrix(embedded.vectors, service.engine.config().image.width, "items")?;
+        let changed = service.store.add(body.ids, vectors).await?;
+        Ok(with_model(&app, change(&service, changed)))
+    })
+    .await
+}
+
+async fn remove(State(app): State<Arc<App>>, request: Request) -> Reply {
+    handle(app, request, Remove::parse, async |app, service, body| {
+        let changed = service.store.remove(body.ids).await?;
+        Ok(with_model(&app, change(&service, changed)))
+    })
+    .await
+}
+
+fn change(service: &Service, changed: super::store::Changed) -> Response {
+    let value = json!({
+        "object": "index.change",
+        "added": changed.added,
+        "replaced": changed.replaced,
+        "removed": changed.removed,
+        "size": changed.size,
+        "persisted": service.store.persisted(),
+    });
+    json_response(value.to_string())
+}
+
+async fn models(State(app): State<Arc<App>>) -> Reply {
+    let config = app.service()?.engine.config();
+    let created = app
+        .started
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let value = json!({
+        "object": "list",
+        "data": [{
+            "id": config.name,
+            "object": "model",
+            "created": created,
+            "owned_by": "ernie-vil",
+            "fingerprint": config.fingerprint,
+            "note": config.note,
+        }],
+    });
+    Ok(with_model(&app, json_response(value.to_string())))
+}
+
+async fn info(State(app): State<Arc<App>>) -> Reply {
+    let service = app.service()?;
+    let config = service.engine.config();
+    let value = json!({
+        "name": config.name,
+        "note": config.note,
+        "structure": config.structure(),
+        "fingerprint": config.fingerprint,
+        "version": env!("CARGO_PKG_VERSION"),
+        "device": app.options.device,
+        "dimensions": { "text": config.text.width, "image": config.image.width },
+        "max_text_tokens": config.max_text_tokens,
+        "image_size": config.image.image_size,
+        "vocab_size": config.text.vocab_size,
+        "parameters": config.image.parameters() + config.text.parameters(),
+        "index": index_json(service),
+        "limits": {
+            "body_bytes": app.options.max_body,
+            "items": app.options.max_items,
+            "pixels": app.options.max_pixels,
+            "seconds": app.options.timeout.as_secs(),
+        },
+    });
+    Ok(with_model(&app, json_response(value.to_string())))
+}
+
+async fn ready(State(app): State<Arc<App>>) -> Reply {
+    app.service()?;
+    if app.stopping.load(Ordering::Relaxed) {
+        return Err(ApiError::NotReady);
+    }
+    Ok("ready\n".into_response())
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let service = app.service.get();
+    let now = Now {
+        ready: service.is_some() && !app.stopping.load(Ordering::Relaxed),
+        waiting: service.map_or_else(Default::default, |service| service::waiting(&service.queue)),
+        buffered: (app.units - app.buffers.available_permits()) * UNIT,
+        index: service.map_or(0, |service| service.store.len()),
+    };
+    let mut response = app.metrics.text(&now).into_response();
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+async fn openapi_json() -> Response {
+    json_response(openapi::json())
+}
+
+async fn docs() -> Response {
+    page(openapi::page())
+}
+
+/// A page that may load nothing but has its own style.
+fn page(html: String) -> Response {
+    let mut response = Html(html).into_response();
+    let policy =
+        HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    response
+}
+
+/// Whatever is no endpoint is a file.
+async fn file(State(app): State<Arc<App>>, request: Request) -> Reply {
+    let (method, headers) = (request.method(), request.headers());
+    let path = request.uri().path();
+    let not_found = || {
+        let start: String = path.chars().take(200).collect();
+        ApiError::NotFound(start)
+    };
+    if path.starts_with("/v1/") {
+        return Err(not_found());
+    }
+    if method != Method::GET && method != Method::HEAD {
+        let mut response = ApiError::MethodNotAllowed.into_response();
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return Ok(response);
+    }
+    if let (Some(models), Some(inner)) = (&app.options.models, path.strip_prefix("/models"))
+        && inner.starts_with('/')
+        && let Some(response) = models.respond(inner, method, headers).await
+    {
+        return Ok(response);
+    }
+    if let Some(root) = &app.options.web_root
+        && let Some(response) = root.respond(path, method, headers).await
+    {
+        return Ok(response);
+    }
+    if path != "/" {
+        return Err(not_found());
+    }
+    let hint = openapi::escaped(&app.options.web_root_hint.display().to_string());
+    Ok(page(format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>ernie-vil</title><h1>ernie-vil</h1>\
+         <p>The server runs: <a href=/docs>its interface</a>, <a href=/info>its model</a>.</p>\
+         <p>The demo page is not here. <code>cargo xtask demo --no-serve</code> builds it in <code>www/dist</code>, and \
+         <code>ernie-vil serve --web-root www/dist</code> serves it (it was looked for in <code>{hint}</code>).</p></html>\n"
+    )))
+}
+
+fn json_response(text: String) -> Response {
+    let mut response = Response::new(Body::from(text));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Says in the head which model answered, and what its users have to know of it.
+fn with_model(app: &App, mut response: Response) -> Response {
+    let Some(service) = app.service.get() else {
+        return response;
+    };
+    let config = service.engine.config();
+    for (name, text) in [
+        (FINGERPRINT, Some(&config.fingerprint)),
+        (NOTE, config.note.as_ref()),
+    ] {
+        let plain = text.map(|text| {
+            text.chars()
+                .map(|c| if (' '..='~').contains(&c) { c } else { '?' })
+                .collect::<String>()
+        });
+        if let Some(value) = plain.and_then(|text| HeaderValue::from_str(&text).ok()) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_has_every_route_and_no_other() {
+        let document: Value = serde_json::from_str(&openapi::json()).unwrap();
+        let mut documented: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
+        documented.sort();
+        let mut routes: Vec<&str> = routes().into_iter().map(|(path, _)| path).collect();
+        routes.sort_unstable();
+        assert_eq!(documented, routes);
+        // And which of them need a key.
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for operation in operations.as_object().unwrap().values() {
+                assert_eq!(operation["security"] == json!([]), is_open(path), "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn keys() {
+        let keys = [Sha256::digest("one").into(), Sha256::digest("two").into()];
+        let has = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, value.parse().unwrap());
+            has_key(&keys, &headers)
+        };
+        assert!(has("Bearer one") && has("bearer two"));
+        for wrong in [
+            "Bearer three",
+            "Bearer ",
+            "Bearer",
+            "one",
+            "Basic one",
+            "Bearer onetwo",
+        ] {
+            assert!(!has(wrong), "{wrong}");
+        }
+        assert!(!has_key(&keys, &HeaderMap::new()));
+    }
+}

@@ -1,0 +1,719 @@
+//! The bodies of requests: bytes in, checked values or a [`Problem`] out.
+//!
+//! A body becomes a tree with a bounded number of nodes first, so that its memory follows from its length and the
+//! limits, and then what an endpoint takes, with the path of each value in the messages: `input[2].image`.
+
+use std::cell::Cell;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+/// What is wrong with a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// A short stable word, for programs.
+    pub code: &'static str,
+    /// The path of the value that is wrong.
+    pub param: Option<String>,
+    pub message: String,
+}
+
+type Result<T> = std::result::Result<T, Problem>;
+
+/// How much a body may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Items of one request.
+    pub items: usize,
+    /// Values of an embedding that is given as numbers.
+    pub dimensions: usize,
+}
+
+impl Limits {
+    /// Nodes of a body's tree: room for an embedding in each item, and some for what surrounds them.
+    fn nodes(&self) -> usize {
+        self.items
+            .saturating_mul(self.dimensions + 16)
+            .saturating_add(1024)
+    }
+}
+
+/// What is to be embedded, or is an embedding already.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Item {
+    Text(String),
+    /// An encoded image in base64.
+    Image(String),
+    Embedding(Vec<f32>),
+}
+
+/// How embeddings are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// As JSON numbers.
+    Float,
+    /// As base64 of little-endian float32.
+    Base64,
+}
+
+/// `POST /v1/embeddings`
+#[derive(Debug, PartialEq)]
+pub struct Embed {
+    pub input: Vec<Item>,
+    pub model: Option<String>,
+    pub encoding: Encoding,
+    pub dimensions: Option<u64>,
+}
+
+/// `POST /v1/search`
+#[derive(Debug, PartialEq)]
+pub struct Search {
+    pub input: Vec<Item>,
+    pub model: Option<String>,
+    pub k: usize,
+}
+
+/// `POST /v1/classify`
+#[derive(Debug, PartialEq)]
+pub struct Classify {
+    pub input: Vec<Item>,
+    pub model: Option<String>,
+    /// What to choose from; without it what the index holds.
+    pub labels: Option<Vec<Item>>,
+    pub k: usize,
+    pub temperature: f32,
+}
+
+/// `POST /v1/index`
+#[derive(Debug, PartialEq)]
+pub struct Add {
+    pub ids: Vec<String>,
+    pub items: Vec<Item>,
+    pub model: Option<String>,
+}
+
+/// `DELETE /v1/index`
+#[derive(Debug, PartialEq)]
+pub struct Remove {
+    pub ids: Vec<String>,
+}
+
+/// Bytes of an id, at most: every hit of every query repeats one.
+const LONGEST_ID: usize = 1024;
+/// Results of a query, where it does not say how many.
+const K: u64 = 10;
+/// Results of a query, at most.
+const MOST_K: u64 = 1000;
+/// By what scores are divided before the softmax: what CLIP-like models end their training with.
+const TEMPERATURE: f64 = 0.01;
+
+impl Embed {
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self> {
+        let mut fields = Fields::parse(body, limits)?;
+        let input = fields.input(limits)?;
+        for (i, item) in input.iter().enumerate() {
+            if let Item::Embedding(_) = item {
+                return Err(at(
+                    format!("input[{i}]"),
+                    "an embedding, expected {\"text\": ...} or {\"image\": ...}",
+                ));
+            }
+        }
+        let encoding = match fields.string("encoding_format")?.as_deref() {
+            None | Some("float") => Encoding::Float,
+            Some("base64") => Encoding::Base64,
+            Some(other) => {
+                let message = format!("{}, expected \"float\" or \"base64\"", quoted(other));
+                return Err(at("encoding_format", message));
+            }
+        };
+        Ok(Self {
+            input,
+            model: fields.string("model")?,
+            encoding,
+            dimensions: fields.whole_number("dimensions")?,
+        })
+    }
+}
+
+impl Search {
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self> {
+        let mut fields = Fields::parse(body, limits)?;
+        Ok(Self {
+            input: fields.input(limits)?,
+            model: fields.string("model")?,
+            k: fields.k()?,
+        })
+    }
+}
+
+impl Classify {
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self> {
+        let mut fields = Fields::parse(body, limits)?;
+        let labels = match fields.take("labels")? {
+            None | Some(Node::Null) => None,
+            Some(node) => Some(items(node, "labels", limits)?),
+        };
+        let temperature = match fields.take("temperature")? {
+            None | Some(Node::Null) => TEMPERATURE,
+            Some(Node::Number(value)) if (1e-4..=1e4).contains(&value) => value,
+            Some(other) => {
+                let message = format!("{}, expected a number from 0.0001 to 10000", other.shown());
+                return Err(at("temperature", message));
+            }
+        };
+        Ok(Self {
+            input: fields.input(limits)?,
+            model: fields.string("model")?,
+            labels,
+            k: fields.k()?,
+            temperature: temperature as f32,
+        })
+    }
+}
+
+impl Add {
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self> {
+        let mut fields = Fields::parse(body, limits)?;
+        let list = list(fields.take("items")?, "items", limits)?;
+        let (mut ids, mut items) = (Vec::new(), Vec::new());
+        for (i, node) in list.into_iter().enumerate() {
+            let path = format!("items[{i}]");
+            let Node::Map(map) = node else {
+                let message = format!(
+                    "{}, expected an object with an id and text, image or embedding",
+                    node.shown()
+                );
+                return Err(at(path, message));
+            };
+            let mut map = Fields(map);
+            let id = format!("{path}.id");
+            match map.take("id").map_err(|problem| within(problem, &path))? {
+                Some(Node::String(text)) if text.len() > LONGEST_ID => {
+                    let message = format!("{} bytes, expected at most {LONGEST_ID}", text.len());
+                    return Err(at(id, message));
+                }
+                Some(Node::String(text)) if !text.is_empty() => ids.push(text),
+                Some(other) => {
+                    return Err(at(
+                        id,
+                        format!("{}, expected a string that is not empty", other.shown()),
+                    ));
+                }
+                None => return Err(at(id, "missing, expected a string that is not empty")),
+            }
+            items.push(item(Node::Map(map.0), &path, limits)?);
+        }
+        Ok(Self {
+            ids,
+            items,
+            model: fields.string("model")?,
+        })
+    }
+}
+
+impl Remove {
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self> {
+        let mut fields = Fields::parse(body, limits)?;
+        let list = list(fields.take("ids")?, "ids", limits)?;
+        let id = |(i, node)| match node {
+            Node::String(id) => Ok(id),
+            other => Err(at(
+                format!("ids[{i}]"),
+                format!("{}, expected a string", other.shown()),
+            )),
+        };
+        Ok(Self {
+            ids: list.into_iter().enumerate().map(id).collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn at(param: impl Into<String>, message: impl fmt::Display) -> Problem {
+    let param = param.into();
+    Problem {
+        code: "invalid_value",
+        message: format!("{param}: {message}"),
+        param: Some(param),
+    }
+}
+
+fn within(problem: Problem, path: &str) -> Problem {
+    let param = problem.param.map(|param| format!("{path}.{param}"));
+    Problem {
+        message: format!("{path}.{}", problem.message),
+        param,
+        ..problem
+    }
+}
+
+/// The beginning of a text, in quotes.
+fn quoted(text: &str) -> String {
+    let start: String = text.chars().take(40).collect();
+    let more = if start.len() < text.len() { "…" } else { "" };
+    format!("\"{}{more}\"", start.escape_debug())
+}
+
+/// The fields of an object. What is left over nobody asked for, and is no error at the top: clients of OpenAI's
+/// interface send fields that mean nothing here.
+struct Fields(Vec<(String, Node)>);
+
+impl Fields {
+    fn parse(body: &[u8], limits: &Limits) -> Result<Self> {
+        let invalid = |message: String| Problem {
+            code: "invalid_json",
+            param: None,
+            message,
+        };
+        let text =
+            std::str::from_utf8(body).map_err(|error| invalid(format!("the body is not UTF-8: {error}")))?;
+        let room = Cell::new(limits.nodes());
+        let mut json = serde_json::Deserializer::from_str(text);
+        let node = Tree { room: &room }.deserialize(&mut json);
+        let node = node.and_then(|node| json.end().map(|()| node));
+        match node {
+            Ok(Node::Map(fields)) => Ok(Self(fields)),
+            Ok(other) => Err(invalid(format!(
+                "the body is {}, expected a JSON object",
+                other.shown()
+            ))),
+            Err(error) if room.get() == 0 => Err(Problem {
+                code: "too_many_values",
+                param: None,
+                message: format!(
+                    "the body has more than {} values, expected at most {} items: {error}",
+                    limits.nodes(),
+                    limits.items
+                ),
+            }),
+            Err(error) => Err(invalid(format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    /// Takes a field out; one that is there twice is an error.
+    fn take(&mut self, name: &str) -> Result<Option<Node>> {
+        let mut found = None;
+        while let Some(i) = self.0.iter().position(|(key, _)| key == name) {
+            if found.is_some() {
+                return Err(at(name, "given twice"));
+            }
+            found = Some(self.0.swap_remove(i).1);
+        }
+        Ok(found)
+    }
+
+    fn string(&mut self, name: &str) -> Result<Option<String>> {
+        match self.take(name)? {
+            None | Some(Node::Null) => Ok(None),
+            Some(Node::String(text)) => Ok(Some(text)),
+            Some(other) => Err(at(name, format!("{}, expected a string", other.shown()))),
+        }
+    }
+
+    fn whole_number(&mut self, name: &str) -> Result<Option<u64>> {
+        match self.take(name)? {
+            None | Some(Node::Null) => Ok(None),
+            Some(Node::Number(value)) if value >= 0.0 && value.fract() == 0.0 && value < 1e15 => {
+                Ok(Some(value as u64))
+            }
+            Some(other) => Err(at(name, format!("{}, expected a whole number", other.shown()))),
+        }
+    }
+
+    fn k(&mut self) -> Result<usize> {
+        let k = self.whole_number("k")?.unwrap_or(K);
+        if !(1..=MOST_K).contains(&k) {
+            return Err(at("k", format!("{k}, expected 1 to {MOST_K}")));
+        }
+        Ok(k as usize)
+    }
+
+    fn input(&mut self, limits: &Limits) -> Result<Vec<Item>> {
+        match self.take("input")? {
+            None | Some(Node::Null) => Err(at("input", "missing, expected an item or a list of items")),
+            Some(node) => items(node, "input", limits),
+        }
+    }
+}
+
+/// A list that is neither empty nor too long.
+fn list(node: Option<Node>, path: &str, limits: &Limits) -> Result<Vec<Node>> {
+    let problem = match node {
+        Some(Node::List(list)) if list.is_empty() => "an empty list, expected at least one item".to_owned(),
+        Some(Node::List(list)) if list.len() > limits.items => {
+            return Err(Problem {
+                code: "too_many_items",
+                ..at(
+                    path,
+                    format!(
+                        "{} items, expected at most {} (--max-items)",
+                        list.len(),
+                        limits.items
+                    ),
+                )
+            });
+        }
+        Some(Node::List(list)) => return Ok(list),
+        Some(other) => format!("{}, expected a list", other.shown()),
+        None => "missing, expected a list".into(),
+    };
+    Err(at(path, problem))
+}
+
+/// One item, or a list of them.
+fn items(node: Node, path: &str, limits: &Limits) -> Result<Vec<Item>> {
+    match node {
+        node @ Node::List(_) => {
+            let list = list(Some(node), path, limits)?;
+            if let Some(Node::Number(_) | Node::List(_)) = list.first() {
+                return Err(at(
+                    path,
+                    "token ids, expected texts: this model has another vocabulary than OpenAI's",
+                ));
+            }
+            let item = |(i, node)| item(node, &format!("{path}[{i}]"), limits);
+            list.into_iter().enumerate().map(item).collect()
+        }
+        node => Ok(vec![item(node, &format!("{path}[0]"), limits)?]),
+    }
+}
+
+/// A string is a caption or a data URI; an object says which it is.
+fn item(node: Node, path: &str, limits: &Limits) -> Result<Item> {
+    let expected = "expected a string, {\"text\": ...}, {\"image\": ...} or {\"embedding\": ...}";
+    let map = match node {
+        Node::String(text) if has_scheme(&text, "data:") => return Ok(Item::Image(data_uri(text, path)?)),
+        Node::String(text) => {
+            refuse_address(&text, path)?;
+            return Ok(Item::Text(text));
+        }
+        Node::Map(map) => map,
+        other => return Err(at(path, format!("{}, {expected}", other.shown()))),
+    };
+    let mut map = map.into_iter();
+    let (Some((name, value)), None) = (map.next(), map.next()) else {
+        return Err(at(
+            path,
+            format!("an object with another number of fields than one, {expected}"),
+        ));
+    };
+    let inner = format!("{path}.{name}");
+    match (name.as_str(), value) {
+        ("text", Node::String(text)) => Ok(Item::Text(text)),
+        ("image", Node::String(text)) if has_scheme(&text, "data:") => {
+            Ok(Item::Image(data_uri(text, &inner)?))
+        }
+        ("image", Node::String(text)) => {
+            refuse_address(&text, &inner)?;
+            Ok(Item::Image(text))
+        }
+        ("embedding", Node::List(list)) if list.len() <= limits.dimensions => {
+            let value = |(i, node)| match node {
+                Node::Number(value) => Ok(value as f32),
+                other => Err(at(
+                    format!("{inner}[{i}]"),
+                    format!("{}, expected a number", other.shown()),
+                )),
+            };
+            Ok(Item::Embedding(
+                list.into_iter().enumerate().map(value).collect::<Result<_>>()?,
+            ))
+        }
+        ("embedding", Node::List(list)) => {
+            let message = format!("{} values, expected {}", list.len(), limits.dimensions);
+            Err(at(inner, message))
+        }
+        ("text" | "image", value) => Err(at(inner, format!("{}, expected a string", value.shown()))),
+        ("embedding", value) => Err(at(
+            inner,
+            format!("{}, expected a list of numbers", value.shown()),
+        )),
+        (name, _) => Err(at(path, format!("a field {}, {expected}", quoted(name)))),
+    }
+}
+
+fn has_scheme(text: &str, scheme: &str) -> bool {
+    text.get(..scheme.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+}
+
+/// Images are never fetched: a server that opens addresses for its clients opens those inside its own network too.
+fn refuse_address(text: &str, path: &str) -> Result<()> {
+    if ["http:", "https:", "file:", "ftp:"]
+        .iter()
+        .any(|scheme| has_scheme(text, scheme))
+    {
+        return Err(Problem {
+            code: "remote_image",
+            ..at(
+                path,
+                format!(
+                    "{} is an address, and nothing is fetched; expected the image itself as a data URI or base64, \
+                     or {{\"text\": ...}} where it is a caption",
+                    quoted(text)
+                ),
+            )
+        });
+    }
+    Ok(())
+}
+
+/// The base64 of `data:image/jpeg;base64,...`.
+fn data_uri(mut text: String, path: &str) -> Result<String> {
+    let wrong = |found: &str| {
+        let message = format!("{}, expected data:image/...;base64,...", quoted(found));
+        at(path, message)
+    };
+    // Only the head is looked at; what follows may be megabytes.
+    let Some(comma) = text.bytes().take(256).position(|byte| byte == b',') else {
+        return Err(wrong(&text));
+    };
+    let head = text[..comma].to_ascii_lowercase();
+    let is_image = head.starts_with("data:image/") || head.starts_with("data:application/octet-stream");
+    if !is_image || !head.ends_with(";base64") {
+        return Err(wrong(&text));
+    }
+    Ok(text.split_off(comma + 1))
+}
+
+/// A JSON value.
+#[derive(Debug)]
+enum Node {
+    Null,
+    Bool,
+    Number(f64),
+    String(String),
+    List(Vec<Node>),
+    Map(Vec<(String, Node)>),
+}
+
+impl Node {
+    /// What it is, for messages.
+    fn shown(&self) -> String {
+        match self {
+            Self::Null => "null".into(),
+            Self::Bool => "true or false".into(),
+            Self::Number(value) => format!("the number {value}"),
+            Self::String(text) => format!("the string {}", quoted(text)),
+            Self::List(_) => "a list".into(),
+            Self::Map(_) => "an object".into(),
+        }
+    }
+}
+
+/// Reads a value with no more nodes than there is room for.
+#[derive(Clone, Copy)]
+struct Tree<'a> {
+    room: &'a Cell<usize>,
+}
+
+impl<'de> DeserializeSeed<'de> for Tree<'_> {
+    type Value = Node;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Node, D::Error> {
+        match self.room.get().checked_sub(1) {
+            Some(0) | None => {
+                self.room.set(0);
+                Err(D::Error::custom("too many values"))
+            }
+            Some(left) => {
+                self.room.set(left);
+                deserializer.deserialize_any(self)
+            }
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Tree<'_> {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<Node, E> {
+        Ok(Node::Bool)
+    }
+
+    fn visit_u64<E>(self, value: u64) -> std::result::Result<Node, E> {
+        Ok(Node::Number(value as f64))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> std::result::Result<Node, E> {
+        Ok(Node::Number(value as f64))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> std::result::Result<Node, E> {
+        Ok(Node::Number(value))
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Node, E> {
+        Ok(Node::String(text.into()))
+    }
+
+    fn visit_string<E>(self, text: String) -> std::result::Result<Node, E> {
+        Ok(Node::String(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Node, A::Error> {
+        let mut nodes = Vec::new();
+        while let Some(node) = list.next_element_seed(self)? {
+            nodes.push(node);
+        }
+        Ok(Node::List(nodes))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Node, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(name) = map.next_key()? {
+            fields.push((name, map.next_value_seed(self)?));
+        }
+        Ok(Node::Map(fields))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        items: 3,
+        dimensions: 2,
+    };
+
+    fn problem(body: &str) -> (&'static str, String) {
+        let problem = Embed::parse(body.as_bytes(), &LIMITS).unwrap_err();
+        (problem.code, problem.message)
+    }
+
+    #[test]
+    fn takes_every_form_of_input() {
+        let parse = |body: &str| Embed::parse(body.as_bytes(), &LIMITS).unwrap().input;
+        assert_eq!(parse(r#"{"input": "猫"}"#), [Item::Text("猫".into())]);
+        assert_eq!(
+            parse(r#"{"input": {"image": "QUJD"}}"#),
+            [Item::Image("QUJD".into())]
+        );
+        assert_eq!(
+            parse(
+                r#"{"user": "u", "input": ["a", {"text": "http://b"}, "DATA:image/png;base64,QUJD"], "model": null}"#
+            ),
+            [
+                Item::Text("a".into()),
+                Item::Text("http://b".into()),
+                Item::Image("QUJD".into())
+            ]
+        );
+        let search = Search::parse(br#"{"input": {"embedding": [0.5, -1]}, "k": 3}"#, &LIMITS).unwrap();
+        assert_eq!(
+            (search.k, search.input),
+            (3, vec![Item::Embedding(vec![0.5, -1.0])])
+        );
+        let add = Add::parse(br#"{"items": [{"text": "a", "id": "1"}]}"#, &LIMITS).unwrap();
+        assert_eq!(
+            (add.ids, add.items),
+            (vec!["1".to_owned()], vec![Item::Text("a".into())])
+        );
+    }
+
+    #[test]
+    fn says_which_value_is_wrong() {
+        let cases = [
+            ("[]", "invalid_json", "the body is a list, expected a JSON object"),
+            ("{", "invalid_json", "the body is not JSON: EOF"),
+            (
+                r#"{"input": NaN}"#,
+                "invalid_json",
+                "the body is not JSON: expected value",
+            ),
+            (
+                r#"{"input": 1e999}"#,
+                "invalid_json",
+                "the body is not JSON: number out of range",
+            ),
+            ("{}", "invalid_value", "input: missing"),
+            (r#"{"input": []}"#, "invalid_value", "input: an empty list"),
+            (
+                r#"{"input": ["a","b","c","d"]}"#,
+                "too_many_items",
+                "input: 4 items, expected at most 3",
+            ),
+            (r#"{"input": [1, 2]}"#, "invalid_value", "input: token ids"),
+            (
+                r#"{"input": ["a", null]}"#,
+                "invalid_value",
+                "input[1]: null, expected",
+            ),
+            (
+                r#"{"input": ["a", {"text": 7}]}"#,
+                "invalid_value",
+                "input[1].text: the number 7, expected a string",
+            ),
+            (
+                r#"{"input": [{"text": "a", "image": "b"}]}"#,
+                "invalid_value",
+                "input[0]: an object with another number",
+            ),
+            (
+                r#"{"input": [{"audio": "b"}]}"#,
+                "invalid_value",
+                "input[0]: a field \"audio\"",
+            ),
+            (
+                r#"{"input": {"embedding": [1]}}"#,
+                "invalid_value",
+                "input[0]: an embedding",
+            ),
+            (
+                r#"{"input": "HTTPS://x/y.jpg"}"#,
+                "remote_image",
+                "input[0]: \"HTTPS://x/y.jpg\" is an address",
+            ),
+            (
+                r#"{"input": {"image": "file:///etc/passwd"}}"#,
+                "remote_image",
+                "input[0].image: \"file:",
+            ),
+            (
+                r#"{"input": "data:text/plain,abc"}"#,
+                "invalid_value",
+                "input[0]: \"data:text/plain,abc\", expected data:image",
+            ),
+            (
+                r#"{"input": "a", "input": "b"}"#,
+                "invalid_value",
+                "input: given twice",
+            ),
+            (
+                r#"{"input": "a", "encoding_format": "hex"}"#,
+                "invalid_value",
+                "encoding_format: \"hex\", expected",
+            ),
+            (
+                r#"{"input": "a", "dimensions": 1.5}"#,
+                "invalid_value",
+                "dimensions: the number 1.5, expected a whole",
+            ),
+        ];
+        for (body, code, start) in cases {
+            let (found, message) = problem(body);
+            assert_eq!(found, code, "{body}: {message}");
+            assert!(message.starts_with(start), "{body}: {message}");
+        }
+    }
+
+    #[test]
+    fn deep_and_long_bodies_end_early() {
+        let deep = format!("{{\"input\": {}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(problem(&deep).0, "invalid_json");
+        let long = format!("{{\"input\": [{}0]}}", "0,".repeat(100_000));
+        assert_eq!(problem(&long).0, "too_many_values");
+        let embedding = Search::parse(br#"{"input": {"embedding": [1, 2, 3]}}"#, &LIMITS).unwrap_err();
+        assert_eq!(embedding.message, "input[0].embedding: 3 values, expected 2");
+        assert!(Embed::parse(b"{\"input\": \"\xff\"}", &LIMITS).is_err());
+    }
+}
