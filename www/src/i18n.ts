@@ -31,6 +31,7 @@ const TEXTS = {
   "device.auto": ["自动选择", "Choose for me"],
   "device.cpu": ["处理器（WebAssembly）", "Processor (WebAssembly)"],
   "device.webgpu": ["显卡（WebGPU）", "GPU (WebGPU)"],
+  "device.server": ["服务器", "Server"],
   yes: ["有", "yes"],
   no: ["没有", "no"],
 

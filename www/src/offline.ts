@@ -36,7 +36,7 @@ export function registerOffline(): void {
 }
 
 /** Has what the device needs kept as well, where it is too large to be fetched for everybody. */
-export function keepOffline(device: "cpu" | "webgpu"): void {
+export function keepOffline(device: "cpu" | "webgpu" | "server"): void {
   if (device !== "webgpu" || !import.meta.env.PROD || !("serviceWorker" in navigator)) return;
   void navigator.serviceWorker.ready.then(({ active }) => active?.postMessage("keep everything"));
 }
