@@ -96,6 +96,7 @@ export function cut(request, response, bytes, part, status = 200, start = 0) {
   const headers = { "content-length": bytes.length - start };
   if (status === 206) headers["content-range"] = `bytes ${start}-${bytes.length - 1}/${bytes.length}`;
   response.writeHead(status, headers);
-  response.write(bytes.subarray(start, start + part), () => setTimeout(() => response.destroy(), 20));
+  // A browser that is busy loses what it has not passed on when the connection breaks.
+  response.write(bytes.subarray(start, start + part), () => setTimeout(() => response.destroy(), 300));
   return true;
 }
