@@ -126,22 +126,30 @@ export async function fetchBytes(url: string, limit: number, init: RequestInit, 
       const code = temporary(response.status) ? "network" : "http";
       throw new ErnieVilError(code, `${url}: the server answered ${status(response)}`);
     }
-    const pieces: Uint8Array[] = [];
-    let length = 0;
-    const reader = response.body?.getReader();
-    for (;;) {
-      const { done, value } = (await reader?.read()) ?? { done: true };
-      if (done) return concat(pieces);
-      length += value.length;
-      if (length > limit) {
-        await reader?.cancel();
-        throw new ErnieVilError("http", `${url} has more than ${limit} bytes`);
-      }
-      pieces.push(value);
-    }
+    return await readBounded(response, limit, url);
   } catch (thrown) {
     if (signal?.aborted) throw aborted(signal);
     throw asError(thrown, "network", url);
+  }
+}
+
+/**
+ * @returns an answer's bytes
+ * @throws ErnieVilError `http` where there are more than `limit`
+ */
+export async function readBounded(response: Response, limit: number, url: string): Promise<Bytes> {
+  const pieces: Uint8Array[] = [];
+  let length = 0;
+  const reader = response.body?.getReader();
+  for (;;) {
+    const { done, value } = (await reader?.read()) ?? { done: true };
+    if (done) return concat(pieces);
+    length += value.length;
+    if (length > limit) {
+      await reader?.cancel();
+      throw new ErnieVilError("http", `${url} has more than ${limit} bytes`);
+    }
+    pieces.push(value);
   }
 }
 

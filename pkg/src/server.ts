@@ -2,7 +2,7 @@
 import { base64, bytesOf, fromBase64 } from "./bytes.js";
 import { sleep } from "./concurrency.js";
 import { ErnieVilError, asError, throwIfAborted, toWire } from "./errors.js";
-import { fetchBytes } from "./http.js";
+import { fetchBytes, readBounded } from "./http.js";
 import { type ImagePayload, readEncoded } from "./images.js";
 import type { ModelFolder } from "./loader.js";
 import type { WasmInfo } from "./module.js";
@@ -224,7 +224,7 @@ class Server {
       let text: string;
       try {
         response = await fetch(url, { method: body === undefined ? "GET" : "POST", headers, signal, ...(body !== undefined && { body }) });
-        text = await bounded(response, limit);
+        text = new TextDecoder().decode(await readBounded(response, limit, url));
       } catch (thrown) {
         throwIfAborted(signal);
         throw asError(thrown, "network", url);
@@ -240,24 +240,6 @@ class Server {
       const wait = Number(response.headers.get("retry-after")) || 2 ** (attempt - 1);
       await sleep(Math.min(wait, LONGEST_WAIT) * 1000, signal);
     }
-  }
-}
-
-/** @returns an answer's text */
-async function bounded(response: Response, limit: number): Promise<string> {
-  const reader = response.body?.getReader();
-  const decoder = new TextDecoder();
-  let text = "";
-  let length = 0;
-  for (;;) {
-    const { done, value } = (await reader?.read()) ?? { done: true };
-    if (done) return text + decoder.decode();
-    length += value.length;
-    if (length > limit) {
-      await reader?.cancel();
-      throw new ErnieVilError("http", `the answer has more than ${limit} bytes`);
-    }
-    text += decoder.decode(value, { stream: true });
   }
 }
 

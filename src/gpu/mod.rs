@@ -145,7 +145,7 @@ impl Gpu {
 
     /// Bytes that stay, such as weights.
     fn constant(&self, bytes: &[u8]) -> wgpu::Buffer {
-        let buffer = self.buffer(bytes.len() as u64, BufferUsages::STORAGE);
+        let buffer = self.buffer(bytes.len() as u64, BufferUsages::STORAGE | BufferUsages::COPY_SRC);
         self.shared.queue.write_buffer(&buffer, 0, bytes);
         buffer
     }
@@ -153,6 +153,15 @@ impl Gpu {
     /// Values that stay, such as a bias.
     pub(crate) fn values(&self, values: &[f32]) -> wgpu::Buffer {
         self.constant(bytemuck::cast_slice(values))
+    }
+
+    /// Copies `from` to each of these places in `to`, counted in values.
+    pub(crate) fn repeat(&self, from: &wgpu::Buffer, to: &GpuBuffer, places: impl Iterator<Item = usize>) {
+        let mut encoder = self.shared.device.create_command_encoder(&Default::default());
+        for place in places {
+            encoder.copy_buffer_to_buffer(from, 0, to.get(), place as u64 * 4, from.size());
+        }
+        self.shared.queue.submit([encoder.finish()]);
     }
 
     /// A linear layer. `weight` is [depth, columns], both multiples of 4.
@@ -216,7 +225,7 @@ impl Gpu {
             .clone()
     }
 
-    /// Reads `bytes` of a buffer, when everything submitted is done.
+    /// Reads the first `values` of a buffer, when everything submitted is done.
     pub(crate) async fn read(&self, buffer: &wgpu::Buffer, values: usize) -> Result<Vec<f32>> {
         let size = values as u64 * 4;
         let staging = self.shared.device.create_buffer(&wgpu::BufferDescriptor {

@@ -319,7 +319,7 @@ pub(super) struct GpuVit {
     /// Values of a patch, up to a multiple of 4.
     patch_width: usize,
     patch_embed: GpuLinear,
-    class_and_positions: Vec<f32>,
+    class_and_positions: wgpu::Buffer,
     norm_pre: GpuNorm,
     blocks: Vec<GpuBlock>,
     norm_post: GpuNorm,
@@ -391,7 +391,7 @@ impl Layered for GpuVit {
                 &vec![0.0; width],
             ),
             patch_width,
-            class_and_positions,
+            class_and_positions: gpu.values(&class_and_positions),
             norm_pre: norm("visual.norm_pre")?,
             blocks,
             norm_post: norm("visual.norm_post")?,
@@ -429,9 +429,9 @@ impl GpuVit {
                 for (i, pixels) in pixels.chunks_exact(image).enumerate() {
                     patches(c, pixels, self.patch_width, &mut cut);
                     work.patches.write(gpu, i * cut.len(), &cut);
-                    work.tokens
-                        .write(gpu, i * tokens * width, &self.class_and_positions);
                 }
+                let places = (0..count).map(|i| i * tokens * width);
+                gpu.repeat(&self.class_and_positions, &work.tokens, places);
                 let sequence = |i| Sequence {
                     query: i * tokens,
                     queries: tokens,
@@ -439,8 +439,6 @@ impl GpuVit {
                     keys: tokens,
                 };
                 let sequences: Vec<Sequence> = (0..count).map(sequence).collect();
-                let firsts = GpuSequences::new(gpu, &only_first(&sequences));
-                let sequences = GpuSequences::new(gpu, &sequences);
                 let mut uniform = std::mem::take(&mut work.uniform);
                 let mut recorder = Recorder::new(gpu, &mut uniform);
                 for i in 0..count {
@@ -455,12 +453,7 @@ impl GpuVit {
                 watch.rows(&mut recorder, "tokens_plus_pos", &work.tokens, rows, width);
                 recorder.layer_norm_in_place(&self.norm_pre, &work.tokens, rows);
                 watch.rows(&mut recorder, "norm_pre", &work.tokens, rows, width);
-                for (i, block) in self.blocks.iter().enumerate() {
-                    watch.observe.enter(format_args!("block.{i}"));
-                    let first = (i + 1 == c.depth).then_some((&firsts, count));
-                    block.forward(&mut recorder, work, rows, &sequences, first, &mut watch);
-                    watch.observe.leave();
-                }
+                through_blocks(&self.blocks, &mut recorder, work, &sequences, &mut watch);
                 recorder.layer_norm(&work.first, &self.norm_post, &work.output, pass * most, count);
                 watch.rows(&mut recorder, "norm_post", &work.output, count, width);
                 recorder.submit();
@@ -470,6 +463,30 @@ impl GpuVit {
         })
         .await
     }
+}
+
+/// Takes `work.tokens` through all blocks to `work.first`, one row a sequence.
+fn through_blocks(
+    blocks: &[GpuBlock],
+    recorder: &mut Recorder<'_>,
+    work: &Workspace,
+    sequences: &[Sequence],
+    watch: &mut Watch<'_>,
+) {
+    let (rows, count) = (rows_of(sequences), sequences.len());
+    let firsts = GpuSequences::new(watch.gpu, &only_first(sequences));
+    let sequences = GpuSequences::new(watch.gpu, sequences);
+    for (i, block) in blocks.iter().enumerate() {
+        watch.observe.enter(format_args!("block.{i}"));
+        let first = (i + 1 == blocks.len()).then_some((&firsts, count));
+        block.forward(recorder, work, rows, &sequences, first, watch);
+        watch.observe.leave();
+    }
+}
+
+/// Rows that sequences behind one another have.
+fn rows_of(sequences: &[Sequence]) -> usize {
+    sequences.last().map_or(0, |s| s.query + s.queries)
 }
 
 /// Each sequence's first query alone, where it lies when it is all that is left.
@@ -595,46 +612,39 @@ impl GpuErnie {
         captions: &[&[u32]],
         steps: Option<&mut Vec<Step>>,
     ) -> Result<Vec<f32>> {
-        let (c, gpu) = (&self.config, &self.gpu);
-        let width = c.width;
-        let widest = self.blocks[0].widest_row();
-        let most = (rows_of_a_pass(gpu, widest) / c.max_positions).max(1);
+        let (width, gpu) = (self.config.width, &self.gpu);
+        let most = rows_of_a_pass(gpu, self.blocks[0].widest_row());
         let mut watch = Watch {
             gpu,
             observe: Observe::new("text", steps),
         };
         let mut output = with_workspace(&self.work, async |work| {
             work.output.reserve(gpu, captions.len() * width);
-            for (pass, captions) in captions.chunks(most).enumerate() {
+            let mut done = 0;
+            while done < captions.len() {
+                let captions = first_rows(&captions[done..], most);
                 let mut embedded = vec![0.0; captions.iter().map(|c| c.len()).sum::<usize>() * width];
                 let sequences = words.pack(captions, |row, id, position| {
                     words.embed(id, position, &mut embedded[row * width..][..width]);
                 });
-                let rows = sequences.last().map_or(0, |s| s.query + s.queries);
-                let count = captions.len();
+                let (rows, count) = (rows_of(&sequences), captions.len());
                 self.blocks[0].reserve(gpu, work, rows, count);
                 work.tokens.write(gpu, 0, &embedded[..rows * width]);
-                let firsts = GpuSequences::new(gpu, &only_first(&sequences));
-                let sequences = GpuSequences::new(gpu, &sequences);
                 let mut uniform = std::mem::take(&mut work.uniform);
                 let mut recorder = Recorder::new(gpu, &mut uniform);
                 watch.rows(&mut recorder, "embedding_sum", &work.tokens, rows, width);
                 recorder.layer_norm_in_place(&self.norm, &work.tokens, rows);
                 watch.rows(&mut recorder, "embedding_ln", &work.tokens, rows, width);
-                for (i, block) in self.blocks.iter().enumerate() {
-                    watch.observe.enter(format_args!("block.{i}"));
-                    let first = (i + 1 == c.depth).then_some((&firsts, count));
-                    block.forward(&mut recorder, work, rows, &sequences, first, &mut watch);
-                    watch.observe.leave();
-                }
+                through_blocks(&self.blocks, &mut recorder, work, &sequences, &mut watch);
                 let part = Part {
-                    y_row: pass * most,
+                    y_row: done,
                     ..Part::default()
                 };
                 let y = (&work.output, width);
                 recorder.linear(&work.first, &self.pooler, y, count, part, Epilogue::None);
                 recorder.submit();
                 work.uniform = uniform;
+                done += count;
             }
             gpu.read(work.output.get(), captions.len() * width).await
         })
@@ -647,6 +657,16 @@ impl GpuErnie {
             .push("pooled", || vec![captions.len(), width], || output.clone());
         Ok(output)
     }
+}
+
+/// The first captions that have at most `most` rows together, and at least one.
+fn first_rows<'a, 'b>(captions: &'a [&'b [u32]], most: usize) -> &'a [&'b [u32]] {
+    let mut rows = 0;
+    let fit = captions.iter().take_while(|caption| {
+        rows += caption.len();
+        rows <= most
+    });
+    &captions[..fit.count().max(1)]
 }
 
 impl TextBody for GpuErnie {
