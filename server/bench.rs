@@ -66,7 +66,7 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
         bench.text_tower(&encoder, &mut report)?;
     }
     if wants(Stage::Scoring) {
-        bench.scoring(config.image.width, &mut report)?;
+        bench.scoring(config.image.width(), &mut report)?;
     }
     if args.json {
         println!("{report}");
@@ -92,7 +92,7 @@ fn random_config(structure: Structure) -> ModelConfig {
         name: name.into(),
         published: None,
         note: Some("random weights".into()),
-        image,
+        image: image.into(),
         text,
         preprocessing: Preprocessing::Original,
         max_text_tokens: 48,
@@ -201,7 +201,7 @@ impl Bench {
             ));
         };
         add("decode", &time);
-        let preprocessor = Preprocessor::new(config.image.image_size);
+        let preprocessor = Preprocessor::new(config.image.image_size());
         let mut out = vec![0.0; preprocessor.values()];
         let time = self.time(|| {
             for image in &images {

@@ -10,7 +10,7 @@ use ernie_vil::weights::{
     Checkpoint, Dtype, HashingWriter, Manifest, ManifestFile, SafetensorsFile, Shard, TensorSource,
     infer_vision_config, text_config_from_original, vision_config_from_original,
 };
-use ernie_vil::{ErnieConfig, ModelConfig, ModelSource, Preprocessing, Published, VitConfig};
+use ernie_vil::{ErnieConfig, ImageConfig, ModelConfig, ModelSource, Preprocessing, Published};
 use sha2::{Digest, Sha256};
 
 use crate::atomic_file;
@@ -106,7 +106,7 @@ pub struct Conversion<'a> {
     pub published: Option<Published>,
     pub note: Option<String>,
     /// Read off the weights where it is not given.
-    pub image: Option<VitConfig>,
+    pub image: Option<ImageConfig>,
     pub text: ErnieConfig,
     /// The checkpoint and the vocabulary, each with what to call it.
     pub sources: [(PathBuf, String); 2],
@@ -144,7 +144,7 @@ impl Conversion<'_> {
         let checkpoint = Checkpoint::parse(&mapped).with_context(in_weights)?;
         let image = match self.image {
             Some(image) => image,
-            None => infer_vision_config(&checkpoint).with_context(in_weights)?,
+            None => infer_vision_config(&checkpoint).with_context(in_weights)?.into(),
         };
         let mut config = ModelConfig {
             format: ModelConfig::FORMAT,
@@ -343,8 +343,9 @@ pub fn text_config(path: &Path) -> Result<ErnieConfig> {
         .with_context(|| path.display().to_string())
 }
 
-pub fn image_config(path: &Path) -> Result<VitConfig> {
+pub fn image_config(path: &Path) -> Result<ImageConfig> {
     vision_config_from_original(&model::read(path, model::LARGEST_CONFIG)?)
+        .map(ImageConfig::Vit)
         .with_context(|| path.display().to_string())
 }
 

@@ -77,7 +77,7 @@ fn configured(config: &RunConfig, device: cli::Device) -> Result<Model> {
         note: None,
         image: match &config.image_model_config {
             Some(path) => convert::image_config(path)?,
-            None => infer_vision_config(&checkpoint)?,
+            None => infer_vision_config(&checkpoint)?.into(),
         },
         text: convert::text_config(&config.text_model_config)?,
         preprocessing: Preprocessing::Original,
@@ -125,7 +125,7 @@ fn embed(
         max_tokens: config.max_text_tokens,
         skips_bad_rows: options.on_error == OnError::Skip,
         text_dimensions: config.text.width,
-        image_dimensions: config.image.width,
+        image_dimensions: config.image.width(),
     };
     let mut spool = Spool::open(output, job, resume)?;
     let position = spool.position();
@@ -211,7 +211,7 @@ fn write_safetensors(
     config: &ModelConfig,
 ) -> Result<Vec<PathBuf>> {
     let file = BufWriter::with_capacity(1 << 20, AtomicFile::create(output)?);
-    let (text, image) = (config.text.width, config.image.width);
+    let (text, image) = (config.text.width, config.image.width());
     let mut writer = SafetensorsWriter::new(file, rows, Some(text), Some(image), Some(&config.fingerprint))?;
     // Rows are handed over a thousand at a time, since the two tensors lie far apart in the file.
     let (mut ids, mut texts, mut images) = (Vec::new(), Vec::new(), Vec::new());
@@ -245,7 +245,7 @@ fn write_npy(spool: &mut Spool, output: &Path, rows: usize, config: &ModelConfig
     let [text_path, image_path, ids_path] = &paths;
     let create = |path: &Path| AtomicFile::create(path).map(|file| BufWriter::with_capacity(1 << 20, file));
     let mut texts = NpyWriter::new(create(text_path)?, rows, config.text.width)?;
-    let mut images = NpyWriter::new(create(image_path)?, rows, config.image.width)?;
+    let mut images = NpyWriter::new(create(image_path)?, rows, config.image.width())?;
     let mut ids = create(ids_path)?;
     spool.for_each(|id, text, image| {
         texts.write(text)?;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use ernie_vil::ModelConfig;
 use ernie_vil::weights::{Manifest, ManifestFile};
+use ernie_vil::{ImageConfig, ModelConfig};
 use serde_json::json;
 
 use crate::cli;
@@ -38,21 +38,22 @@ fn to_json(config: &ModelConfig, manifest: Option<&Manifest>) -> serde_json::Val
 }
 
 fn print(config: &ModelConfig, manifest: Option<&Manifest>) {
-    let (image, text) = (&config.image, &config.text);
+    let text = &config.text;
     let millions = |parameters| parameters as f64 / 1e6;
     println!("name          {}", config.name);
     if let Some(note) = &config.note {
         println!("note          {note}");
     }
     println!("structure     {}", config.structure());
+    let image = match &config.image {
+        ImageConfig::Vit(vit) => format!(
+            "ViT, {} px, patches of {} px, width {}, {} blocks, {} heads",
+            vit.image_size, vit.patch_size, vit.width, vit.depth, vit.heads
+        ),
+    };
     println!(
-        "image tower   ViT, {} px, patches of {} px, width {}, {} blocks, {} heads, {:.1} M parameters",
-        image.image_size,
-        image.patch_size,
-        image.width,
-        image.depth,
-        image.heads,
-        millions(image.parameters())
+        "image tower   {image}, {:.1} M parameters",
+        millions(config.image.parameters())
     );
     println!(
         "text tower    ERNIE, {} words, width {}, {} blocks, {} heads, {:.1} M parameters",

@@ -169,7 +169,7 @@ fn prepare_batches(
     times: &Times,
     out: &SyncSender<Result<Prepared>>,
 ) {
-    let preprocessor = Preprocessor::new(model.config().image.image_size);
+    let preprocessor = Preprocessor::new(model.config().image.image_size());
     for batch in raw {
         let prepared = batch.map(|batch| prepare(model, batch, &preprocessor, times));
         let (prepared, error) = match prepared {
@@ -283,7 +283,7 @@ pub fn embed_all<R: BufRead + Send>(
     let side = |values: Vec<f32>, width: usize| Embeddings::new(values.len() / width, width, values);
     Ok(Embedded {
         text: side(texts, model.config().text.width)?,
-        image: side(images, model.config().image.width)?,
+        image: side(images, model.config().image.width())?,
         skipped,
     })
 }

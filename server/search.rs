@@ -26,7 +26,7 @@ const EXTENSIONS: [&str; 10] = [
 pub fn run(args: &cli::Search, global: &cli::Global) -> Result<()> {
     ensure!(args.images.is_dir(), "{} is no folder", args.images.display());
     let model = Model::load(&args.model, &args.device, global)?;
-    let (text_width, image_width) = (model.config().text.width, model.config().image.width);
+    let (text_width, image_width) = (model.config().text.width, model.config().image.width());
     ensure!(
         args.text.is_empty() || text_width == image_width,
         "this model's towers have different widths ({text_width} and {image_width}), so a text cannot be compared with a picture"
@@ -44,7 +44,7 @@ pub fn run(args: &cli::Search, global: &cli::Global) -> Result<()> {
         queries.push((text.clone(), model.embed_captions(&[&model.encode(text)?])?));
     }
     for path in &args.image {
-        let preprocessor = Preprocessor::new(model.config().image.image_size);
+        let preprocessor = Preprocessor::new(model.config().image.image_size());
         let mut pixels = vec![0.0; preprocessor.values()];
         preprocess(&preprocessor, path, &mut pixels)?;
         queries.push((path.display().to_string(), model.embed_images(&pixels)?));
@@ -106,7 +106,7 @@ fn index(model: &Model, args: &cli::Search, global: &cli::Global) -> Result<Embe
                 .with_context(in_index)?;
             index
         }
-        _ => EmbeddingIndex::new(config.image.width, config.fingerprint.clone()),
+        _ => EmbeddingIndex::new(config.image.width(), config.fingerprint.clone()),
     };
     let mut files = Vec::new();
     list(&args.images, &mut files)?;
@@ -129,7 +129,7 @@ fn index(model: &Model, args: &cli::Search, global: &cli::Global) -> Result<Embe
 
     let progress = Progress::new("embedding", Unit::Items("pictures"), global.quiet);
     progress.set_total(Some(new.len() as u64));
-    let preprocessor = Preprocessor::new(config.image.image_size);
+    let preprocessor = Preprocessor::new(config.image.image_size());
     let values = preprocessor.values();
     let mut skipped = Vec::new();
     for batch in new.chunks(BATCH) {

@@ -205,7 +205,7 @@ impl<'a> Run<'a> {
             data: &self.data,
             tokenizer: &self.tokenizer,
             config,
-            image_size: self.model.image.image_size,
+            image_size: self.model.image.image_size(),
             max_text_tokens: self.model.max_text_tokens,
         };
         let (start, mut recall) = (Instant::now(), String::new());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ernie_vil::image::Augmentation;
 use ernie_vil::train::{Dropout, OptimizerSettings, Pair, Schedule, Settings, View, check_pairs};
-use ernie_vil::{ErnieConfig, VitConfig};
+use ernie_vil::{ErnieConfig, ImageConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::model;
@@ -73,7 +73,7 @@ pub struct TrainConfig {
 #[serde(deny_unknown_fields)]
 pub struct Fresh {
     pub vocab_file: PathBuf,
-    pub image: VitConfig,
+    pub image: ImageConfig,
     pub text: ErnieConfig,
     pub max_text_tokens: usize,
 }

@@ -77,11 +77,6 @@ impl VitConfig {
         self.width / self.heads
     }
 
-    /// Number of the tower's weights.
-    pub fn parameters(&self) -> u64 {
-        parameters(&weights::image_tensors(self))
-    }
-
     /// Checks every size.
     ///
     /// # Errors
@@ -107,6 +102,85 @@ impl VitConfig {
             self.patch_size,
         )?;
         multiple("image.width", self.width, "image.heads", self.heads)
+    }
+}
+
+/// The image tower: which kind it is, and its sizes.
+///
+/// In JSON a vision transformer is its sizes alone.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ImageConfig {
+    /// A vision transformer.
+    Vit(VitConfig),
+}
+
+impl ImageConfig {
+    /// Height and width of the input, in pixels.
+    pub fn image_size(&self) -> usize {
+        match self {
+            Self::Vit(vit) => vit.image_size,
+        }
+    }
+
+    /// Width of the embedding.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Vit(vit) => vit.width,
+        }
+    }
+
+    /// Places of an image that the tower looks at beside one another: patches.
+    pub fn patches(&self) -> usize {
+        match self {
+            Self::Vit(vit) => vit.patches(),
+        }
+    }
+
+    /// Number of the tower's weights.
+    pub fn parameters(&self) -> u64 {
+        parameters(&weights::image_tensors(self))
+    }
+
+    /// Checks every size.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the field, its value and what was expected.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Self::Vit(vit) => vit.validate(),
+        }
+    }
+}
+
+impl Serialize for ImageConfig {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Vit(vit) => vit.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ImageConfig {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        VitConfig::deserialize(deserializer).map(Self::Vit)
+    }
+}
+
+impl From<VitConfig> for ImageConfig {
+    fn from(vit: VitConfig) -> Self {
+        Self::Vit(vit)
+    }
+}
+
+impl From<&VitConfig> for ImageConfig {
+    fn from(vit: &VitConfig) -> Self {
+        Self::Vit(vit.clone())
+    }
+}
+
+impl From<&ImageConfig> for ImageConfig {
+    fn from(config: &ImageConfig) -> Self {
+        config.clone()
     }
 }
 
@@ -261,7 +335,7 @@ pub struct ModelConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// The image tower's sizes.
-    pub image: VitConfig,
+    pub image: ImageConfig,
     /// The text tower's sizes.
     pub text: ErnieConfig,
     /// How an image is preprocessed.
@@ -310,7 +384,8 @@ impl ModelConfig {
     /// # Ok::<(), ernie_vil::Error>(())
     /// ```
     pub fn structure(&self) -> &'static str {
-        let is = |image: VitConfig, text: ErnieConfig| self.image == image && self.text == text;
+        let is =
+            |image: VitConfig, text: ErnieConfig| self.image == ImageConfig::Vit(image) && self.text == text;
         if is(VitConfig::base(), ErnieConfig::base()) {
             "Base (ViT)"
         } else if is(VitConfig::large(), ErnieConfig::large()) {

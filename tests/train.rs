@@ -215,7 +215,7 @@ fn model(image: VitConfig, text: ErnieConfig) -> ModelConfig {
         published: None,
         note: None,
         max_text_tokens: text.max_positions,
-        image,
+        image: image.into(),
         text,
         preprocessing: Preprocessing::Original,
         fingerprint: String::new(),

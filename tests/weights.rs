@@ -9,7 +9,7 @@ use ernie_vil::weights::{
     TensorSource, check, convert, image_tensors, infer_vision_config, text_config_from_original,
     text_tensors, vision_config_from_original, write_safetensors,
 };
-use ernie_vil::{Activation, ErnieConfig, Error, ModelConfig, Preprocessing, Result, VitConfig};
+use ernie_vil::{Activation, ErnieConfig, Error, ImageConfig, ModelConfig, Preprocessing, Result, VitConfig};
 use half::f16;
 use proptest::prelude::*;
 
@@ -1441,7 +1441,7 @@ proptest! {
             name: "one".into(),
             published: None,
             note: None,
-            image: VitConfig::base(),
+            image: VitConfig::base().into(),
             text: ErnieConfig::base(),
             preprocessing: Preprocessing::Original,
             max_text_tokens: 48,
@@ -1453,7 +1453,8 @@ proptest! {
         let at = at.index(json.len());
         json[at] = byte;
         if let Ok(read) = ModelConfig::from_json(&json) {
-            prop_assert!(read.image.tokens() > 1 && read.image.width % read.image.heads == 0);
+            let ImageConfig::Vit(vit) = &read.image;
+            prop_assert!(vit.tokens() > 1 && vit.width % vit.heads == 0);
             prop_assert!(read.max_text_tokens <= read.text.max_positions);
         }
     }

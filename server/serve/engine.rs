@@ -49,7 +49,7 @@ pub struct Engine {
 impl Engine {
     pub fn new(model: Model, limits: Limits) -> Self {
         Self {
-            preprocessor: Preprocessor::new(model.config().image.image_size),
+            preprocessor: Preprocessor::new(model.config().image.image_size()),
             model,
             limits,
         }
@@ -101,7 +101,7 @@ impl Engine {
 
     /// Runs every size of batch that is to come once or twice, so that nothing is prepared during a request.
     pub fn warm_up(&self, lanes: &[LaneOptions; LANES]) -> Result<()> {
-        let size = self.config().image.image_size as u32;
+        let size = self.config().image.image_size() as u32;
         let grey = vec![128; 3 * (size * size) as usize];
         for _ in 0..2 {
             for batch in [1, lanes[IMAGES].batch] {

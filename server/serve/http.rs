@@ -137,7 +137,7 @@ impl App {
         let config = service.engine.config();
         Limits {
             items: self.options.max_items,
-            dimensions: config.image.width.max(config.text.width),
+            dimensions: config.image.width().max(config.text.width),
         }
     }
 }
@@ -393,7 +393,7 @@ async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Reply {
         for (i, item) in body.input.iter().enumerate() {
             let own = match item {
                 Item::Text(_) => config.text.width,
-                _ => config.image.width,
+                _ => config.image.width(),
             };
             if let Some(wanted) = body.dimensions
                 && wanted != own as u64
@@ -476,7 +476,7 @@ async fn search(State(app): State<Arc<App>>, request: Request) -> Reply {
         service.check_comparable(&body.input, "input")?;
         let embedded = service.embed(body.input, "input").await?;
         let usage = usage(&embedded);
-        let dimensions = service.engine.config().image.width;
+        let dimensions = service.engine.config().image.width();
         let found = service
             .search(matrix(embedded.vectors, dimensions, "input")?, body.k)
             .await?;
@@ -508,7 +508,7 @@ async fn classify(State(app): State<Arc<App>>, request: Request) -> Reply {
             };
             labels.iter().enumerate().map(name).collect()
         });
-        let dimensions = service.engine.config().image.width;
+        let dimensions = service.engine.config().image.width();
         let mut embedded = service.embed(body.input, "input").await?;
         let labels = match body.labels {
             None => None,
@@ -559,7 +559,7 @@ fn index_json(service: &Service) -> Value {
     json!({
         "object": "index",
         "size": service.store.len(),
-        "dimensions": config.image.width,
+        "dimensions": config.image.width(),
         "dtype": service.store.dtype().to_string(),
         "fingerprint": config.fingerprint,
         "persisted": service.store.persisted(),
@@ -571,7 +571,7 @@ async fn add(State(app): State<Arc<App>>, request: Request) -> Reply {
         check_model(&service, body.model.as_deref())?;
         service.check_comparable(&body.items, "items")?;
         let embedded = service.embed(body.items, "items").await?;
-        let vectors = matrix(embedded.vectors, service.engine.config().image.width, "items")?;
+        let vectors = matrix(embedded.vectors, service.engine.config().image.width(), "items")?;
         let changed = service.store.add(body.ids, vectors).await?;
         Ok(with_model(&app, change(&service, changed)))
     })
@@ -629,9 +629,9 @@ async fn info(State(app): State<Arc<App>>) -> Reply {
         "fingerprint": config.fingerprint,
         "version": env!("CARGO_PKG_VERSION"),
         "device": app.options.device,
-        "dimensions": { "text": config.text.width, "image": config.image.width },
+        "dimensions": { "text": config.text.width, "image": config.image.width() },
         "max_text_tokens": config.max_text_tokens,
-        "image_size": config.image.image_size,
+        "image_size": config.image.image_size(),
         "vocab_size": config.text.vocab_size,
         "parameters": config.image.parameters() + config.text.parameters(),
         "index": index_json(service),

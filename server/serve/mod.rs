@@ -215,7 +215,7 @@ fn load(
         let start = Instant::now();
         let engine = Engine::new(Model::load(&model, &device, &global)?, limits);
         let config = engine.config();
-        let store = Store::open(index, config.image.width, &config.fingerprint)?;
+        let store = Store::open(index, config.image.width(), &config.fingerprint)?;
         engine.warm_up(&lanes)?;
         tracing::info!(
             model = config.name,

@@ -177,7 +177,7 @@ impl Service {
     /// tower's vectors.
     pub fn check_comparable(&self, items: &[Item], path: &str) -> Result<(), ApiError> {
         let config = self.engine.config();
-        if config.text.width == config.image.width {
+        if config.text.width == config.image.width() {
             return Ok(());
         }
         match items.iter().position(|item| matches!(item, Item::Text(_))) {
@@ -188,7 +188,8 @@ impl Service {
                 format!(
                     "{path}[{i}]: this model's towers have different widths ({} and {}), so a text cannot be compared \
                      with an image",
-                    config.text.width, config.image.width
+                    config.text.width,
+                    config.image.width()
                 ),
             )),
         }

@@ -38,7 +38,7 @@ impl Columns {
 
 /// A tower that is loaded block by block, so that it can be built while its tensors arrive.
 pub(crate) trait Layered: Sized {
-    type Config;
+    type Config: Clone;
     type Block;
     /// What its weights go to.
     type Target: Clone;

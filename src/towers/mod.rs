@@ -34,7 +34,7 @@ use crate::gpu::Gpu;
 use crate::kernels::Rows;
 use crate::vectors::Embeddings;
 use crate::weights::{self, TensorSource};
-use crate::{ErnieConfig, Error, ModelConfig, Result, VitConfig};
+use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
 #[cfg(feature = "wgpu")]
 use gpu::{GpuErnie, GpuVit};
 use host::{HostErnie, HostVit};
@@ -215,7 +215,7 @@ impl ImageBody for OnDevice<Vit> {
 
 /// The image tower: normalised pixels to embeddings.
 pub struct ImageTower {
-    config: VitConfig,
+    config: ImageConfig,
     device: Device,
     body: Box<dyn ImageBody>,
 }
@@ -228,22 +228,23 @@ impl ImageTower {
     /// every wrong shape.
     pub fn load(
         source: &dyn TensorSource,
-        config: &VitConfig,
+        config: impl Into<ImageConfig>,
         device: &Device,
         engine: Engine,
     ) -> Result<Self> {
+        let config = config.into();
         config.validate()?;
-        weights::check(source, &weights::image_tensors(config))?;
+        weights::check(source, &weights::image_tensors(&config))?;
         let loader = Loader(source);
-        let body: Box<dyn ImageBody> = match engine.is_host(device) {
-            true => Box::new(HostVit::load(&loader, config, device)?),
-            false => Box::new(OnDevice {
-                module: Vit::load(&loader, config, device)?,
+        let body: Box<dyn ImageBody> = match (&config, engine.is_host(device)) {
+            (ImageConfig::Vit(vit), true) => Box::new(HostVit::load(&loader, vit, device)?),
+            (ImageConfig::Vit(vit), false) => Box::new(OnDevice {
+                module: Vit::load(&loader, vit, device)?,
                 device: device.clone(),
             }),
         };
         Ok(Self {
-            config: config.clone(),
+            config,
             device: device.clone(),
             body,
         })
@@ -254,20 +255,26 @@ impl ImageTower {
     /// # Errors
     /// As [`ImageTower::load`]; [`Error::Config`] also where a width is not a multiple of 4.
     #[cfg(feature = "wgpu")]
-    pub fn load_on_gpu(source: &dyn TensorSource, config: &VitConfig, gpu: &Gpu) -> Result<Self> {
+    pub fn load_on_gpu(source: &dyn TensorSource, config: impl Into<ImageConfig>, gpu: &Gpu) -> Result<Self> {
+        let config = config.into();
         config.validate()?;
-        GpuVit::check(config)?;
-        weights::check(source, &weights::image_tensors(config))?;
+        let body: Box<dyn ImageBody> = match &config {
+            ImageConfig::Vit(vit) => {
+                GpuVit::check(vit)?;
+                weights::check(source, &weights::image_tensors(vit))?;
+                Box::new(GpuVit::load(&Loader(source), vit, gpu)?)
+            }
+        };
         Ok(Self {
-            config: config.clone(),
+            config,
             // What is computed comes back to the host.
             device: Device::flex(),
-            body: Box::new(GpuVit::load(&Loader(source), config, gpu)?),
+            body,
         })
     }
 
     /// The tower's sizes.
-    pub fn config(&self) -> &VitConfig {
+    pub fn config(&self) -> &ImageConfig {
         &self.config
     }
 
@@ -278,7 +285,7 @@ impl ImageTower {
 
     /// Values of one image: 3 * image_size * image_size.
     pub fn image_values(&self) -> usize {
-        3 * self.config.image_size * self.config.image_size
+        3 * self.config.image_size() * self.config.image_size()
     }
 
     /// Pixels [batch, 3, image_size, image_size] to embeddings [batch, width], not normalised.
@@ -289,7 +296,7 @@ impl ImageTower {
         let [batch, channels, height, width] = pixels.dims();
         assert_eq!(
             [channels, height, width],
-            [3, self.config.image_size, self.config.image_size],
+            [3, self.config.image_size(), self.config.image_size()],
             "an image's shape"
         );
         match self.body.vit() {
@@ -297,7 +304,7 @@ impl ImageTower {
             None => {
                 let pixels = host_values(pixels);
                 let raw = self.embed_raw(&pixels).expect("the shape was checked");
-                Tensor::from_data(TensorData::new(raw, [batch, self.config.width]), &self.device)
+                Tensor::from_data(TensorData::new(raw, [batch, self.config.width()]), &self.device)
             }
         }
     }
@@ -319,7 +326,7 @@ impl ImageTower {
     /// # Errors
     /// As [`ImageTower::embed_raw`].
     pub fn embed(&self, pixels: &[f32]) -> Result<Embeddings> {
-        normalised(self.embed_raw(pixels)?, self.config.width)
+        normalised(self.embed_raw(pixels)?, self.config.width())
     }
 
     /// As [`ImageTower::embed`], for a device whose results cannot be waited for on the thread that asks, as in a
@@ -332,7 +339,7 @@ impl ImageTower {
             0 => Vec::new(),
             batch => self.body.embed_async(pixels, batch).await?,
         };
-        normalised(raw, self.config.width)
+        normalised(raw, self.config.width())
     }
 
     /// As [`ImageTower::embed_raw`], with what comes out of every step instead of the embeddings.
@@ -346,7 +353,7 @@ impl ImageTower {
 
     fn batch(&self, pixels: &[f32]) -> Result<usize> {
         if !pixels.len().is_multiple_of(self.image_values()) {
-            let size = self.config.image_size;
+            let size = self.config.image_size();
             return Err(Error::Image(format!(
                 "{} values, expected a multiple of {} (3 x {size} x {size})",
                 pixels.len(),

@@ -10,7 +10,7 @@ use super::{Engine, Ernie, ImageBody, ImageTower, OnDevice, TextBody, TextTower,
 #[cfg(feature = "wgpu")]
 use crate::gpu::Gpu;
 use crate::weights::{TensorStream, image_tensors, text_tensors};
-use crate::{ErnieConfig, Result, VitConfig};
+use crate::{ErnieConfig, ImageConfig, Result};
 
 /// An image tower in the making, from the bytes of its safetensors file.
 ///
@@ -37,16 +37,16 @@ use crate::{ErnieConfig, Result, VitConfig};
 /// # Ok::<(), ernie_vil::Error>(())
 /// ```
 pub struct ImageTowerStream {
-    config: VitConfig,
+    config: ImageConfig,
     device: Device,
-    parts: Box<dyn Parts<VitConfig, dyn ImageBody>>,
+    parts: Box<dyn Parts<dyn ImageBody>>,
 }
 
 /// A text tower in the making, from the bytes of its safetensors file; as [`ImageTowerStream`].
 pub struct TextTowerStream {
     config: ErnieConfig,
     device: Device,
-    parts: Box<dyn Parts<ErnieConfig, dyn TextBody>>,
+    parts: Box<dyn Parts<dyn TextBody>>,
 }
 
 impl ImageTowerStream {
@@ -54,7 +54,7 @@ impl ImageTowerStream {
     ///
     /// # Errors
     /// [`crate::Error::Config`] where a size is out of range.
-    pub fn new(config: &VitConfig, device: &Device, engine: Engine) -> Result<Self> {
+    pub fn new(config: impl Into<ImageConfig>, device: &Device, engine: Engine) -> Result<Self> {
         match engine.is_host(device) {
             true => Self::on_host(config, device),
             false => Self::on_device(config, device),
@@ -65,24 +65,26 @@ impl ImageTowerStream {
     ///
     /// # Errors
     /// As [`ImageTowerStream::new`].
-    pub fn on_host(config: &VitConfig, device: &Device) -> Result<Self> {
-        Self::of(
-            Arriving::<HostVit>::new(image_tensors(config), config, device),
-            config,
-            device,
-        )
+    pub fn on_host(config: impl Into<ImageConfig>, device: &Device) -> Result<Self> {
+        let config = config.into();
+        config.validate()?;
+        let parts: Box<dyn Parts<_>> = match &config {
+            ImageConfig::Vit(vit) => Box::new(Arriving::<HostVit>::new(image_tensors(vit), vit, device)),
+        };
+        Ok(Self::of(parts, config, device))
     }
 
     /// As [`ImageTowerStream::new`], as a Burn module.
     ///
     /// # Errors
     /// As [`ImageTowerStream::new`].
-    pub fn on_device(config: &VitConfig, device: &Device) -> Result<Self> {
-        Self::of(
-            Arriving::<Vit>::new(image_tensors(config), config, device),
-            config,
-            device,
-        )
+    pub fn on_device(config: impl Into<ImageConfig>, device: &Device) -> Result<Self> {
+        let config = config.into();
+        config.validate()?;
+        let parts: Box<dyn Parts<_>> = match &config {
+            ImageConfig::Vit(vit) => Box::new(Arriving::<Vit>::new(image_tensors(vit), vit, device)),
+        };
+        Ok(Self::of(parts, config, device))
     }
 
     /// As [`ImageTowerStream::new`], on a graphics card by this crate's kernels.
@@ -90,24 +92,25 @@ impl ImageTowerStream {
     /// # Errors
     /// As [`ImageTowerStream::new`], also where a width is not a multiple of 4.
     #[cfg(feature = "wgpu")]
-    pub fn on_gpu(config: &VitConfig, gpu: &Gpu) -> Result<Self> {
-        GpuVit::check(config)?;
+    pub fn on_gpu(config: impl Into<ImageConfig>, gpu: &Gpu) -> Result<Self> {
+        let config = config.into();
+        config.validate()?;
+        let parts: Box<dyn Parts<_>> = match &config {
+            ImageConfig::Vit(vit) => {
+                GpuVit::check(vit)?;
+                Box::new(Arriving::<GpuVit>::new(image_tensors(vit), vit, gpu))
+            }
+        };
         // What is computed comes back to the host.
-        let parts = Arriving::<GpuVit>::new(image_tensors(config), config, gpu);
-        Self::of(parts, config, &Device::flex())
+        Ok(Self::of(parts, config, &Device::flex()))
     }
 
-    fn of(
-        parts: impl Parts<VitConfig, dyn ImageBody> + 'static,
-        config: &VitConfig,
-        device: &Device,
-    ) -> Result<Self> {
-        config.validate()?;
-        Ok(Self {
-            config: config.clone(),
+    fn of(parts: Box<dyn Parts<dyn ImageBody>>, config: ImageConfig, device: &Device) -> Self {
+        Self {
+            config,
             device: device.clone(),
-            parts: Box::new(parts),
-        })
+            parts,
+        }
     }
 
     /// Takes the next bytes of the file.
@@ -115,7 +118,7 @@ impl ImageTowerStream {
     /// # Errors
     /// As [`TensorStream::feed`]; wrong or missing tensors are told as soon as the header has arrived.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
-        self.parts.feed(bytes, &self.config)
+        self.parts.feed(bytes)
     }
 
     /// The tower, when the whole file has arrived.
@@ -128,7 +131,7 @@ impl ImageTowerStream {
             device,
             parts,
         } = self;
-        let (body, _) = parts.finish(&config)?;
+        let (body, _) = parts.finish()?;
         Ok(ImageTower { config, device, body })
     }
 }
@@ -181,11 +184,7 @@ impl TextTowerStream {
         Self::of(parts, config, &Device::flex())
     }
 
-    fn of(
-        parts: impl Parts<ErnieConfig, dyn TextBody> + 'static,
-        config: &ErnieConfig,
-        device: &Device,
-    ) -> Result<Self> {
+    fn of(parts: impl Parts<dyn TextBody> + 'static, config: &ErnieConfig, device: &Device) -> Result<Self> {
         config.validate()?;
         Ok(Self {
             config: config.clone(),
@@ -199,7 +198,7 @@ impl TextTowerStream {
     /// # Errors
     /// As [`TensorStream::feed`]; wrong or missing tensors are told as soon as the header has arrived.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
-        self.parts.feed(bytes, &self.config)
+        self.parts.feed(bytes)
     }
 
     /// The tower, when the whole file has arrived.
@@ -212,7 +211,7 @@ impl TextTowerStream {
             device,
             parts,
         } = self;
-        let (body, rest) = parts.finish(&config)?;
+        let (body, rest) = parts.finish()?;
         let words = Words::load(&Loader(&rest), &config)?;
         Ok(TextTower {
             config,
@@ -224,15 +223,16 @@ impl TextTowerStream {
 }
 
 /// A tower in the making, whichever kind it is.
-trait Parts<Config, Body: ?Sized> {
-    fn feed(&mut self, bytes: &[u8], config: &Config) -> Result<()>;
+trait Parts<Body: ?Sized> {
+    fn feed(&mut self, bytes: &[u8]) -> Result<()>;
 
     /// The tower, and what it did not use.
-    fn finish(self: Box<Self>, config: &Config) -> Result<(Box<Body>, TensorStream)>;
+    fn finish(self: Box<Self>) -> Result<(Box<Body>, TensorStream)>;
 }
 
 /// The blocks of a tower that are there, and the tensors of those that are not.
 struct Arriving<T: Layered> {
+    config: T::Config,
     stream: TensorStream,
     /// The names of each block's tensors start with this.
     prefixes: Vec<String>,
@@ -250,6 +250,7 @@ impl<T: Layered> Arriving<T> {
             names.filter(|name| name.starts_with(prefix)).cloned().collect()
         };
         Self {
+            config: config.clone(),
             names: prefixes.iter().map(of_block).collect(),
             blocks: prefixes.iter().map(|_| None).collect(),
             prefixes,
@@ -258,7 +259,7 @@ impl<T: Layered> Arriving<T> {
         }
     }
 
-    fn take(&mut self, bytes: &[u8], config: &T::Config) -> Result<()> {
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
         /// Bytes at a time, so that little more than a block's tensors is held.
         const PIECE: usize = 1 << 20;
         for bytes in bytes.chunks(PIECE) {
@@ -268,7 +269,7 @@ impl<T: Layered> Arriving<T> {
                 if block.is_none() && self.names[i].iter().all(complete) {
                     *block = Some(T::load_block(
                         &Loader(&self.stream),
-                        config,
+                        &self.config,
                         &self.target,
                         &self.prefixes[i],
                     )?);
@@ -279,40 +280,34 @@ impl<T: Layered> Arriving<T> {
         Ok(())
     }
 
-    fn complete(self, config: &T::Config) -> Result<(T, TensorStream, T::Target)> {
+    fn complete(self) -> Result<(T, TensorStream, T::Target)> {
         self.stream.finish()?;
         let blocks = self.blocks.into_iter().flatten().collect();
-        let tower = T::assemble(&Loader(&self.stream), config, &self.target, blocks)?;
+        let tower = T::assemble(&Loader(&self.stream), &self.config, &self.target, blocks)?;
         Ok((tower, self.stream, self.target))
     }
 }
 
 /// The body that a kind of tower is.
 macro_rules! parts {
-    ($module:ty, $config:ty, $body:ident, |$tower:ident, $target:ident| $boxed:expr) => {
-        impl Parts<$config, dyn $body> for Arriving<$module> {
-            fn feed(&mut self, bytes: &[u8], config: &$config) -> Result<()> {
-                self.take(bytes, config)
+    ($module:ty, $body:ident, |$tower:ident, $target:ident| $boxed:expr) => {
+        impl Parts<dyn $body> for Arriving<$module> {
+            fn feed(&mut self, bytes: &[u8]) -> Result<()> {
+                self.take(bytes)
             }
 
-            fn finish(self: Box<Self>, config: &$config) -> Result<(Box<dyn $body>, TensorStream)> {
-                let ($tower, rest, $target) = self.complete(config)?;
+            fn finish(self: Box<Self>) -> Result<(Box<dyn $body>, TensorStream)> {
+                let ($tower, rest, $target) = self.complete()?;
                 Ok((Box::new($boxed), rest))
             }
         }
     };
 }
-parts!(HostVit, VitConfig, ImageBody, |tower, _device| tower);
-parts!(HostErnie, ErnieConfig, TextBody, |tower, _device| tower);
-parts!(Vit, VitConfig, ImageBody, |module, device| OnDevice {
-    module,
-    device
-});
-parts!(Ernie, ErnieConfig, TextBody, |module, device| OnDevice {
-    module,
-    device
-});
+parts!(HostVit, ImageBody, |tower, _device| tower);
+parts!(HostErnie, TextBody, |tower, _device| tower);
+parts!(Vit, ImageBody, |module, device| OnDevice { module, device });
+parts!(Ernie, TextBody, |module, device| OnDevice { module, device });
 #[cfg(feature = "wgpu")]
-parts!(GpuVit, VitConfig, ImageBody, |tower, _gpu| tower);
+parts!(GpuVit, ImageBody, |tower, _gpu| tower);
 #[cfg(feature = "wgpu")]
-parts!(GpuErnie, ErnieConfig, TextBody, |tower, _gpu| tower);
+parts!(GpuErnie, TextBody, |tower, _gpu| tower);

@@ -11,7 +11,7 @@ use super::dropout::Dropping;
 use super::loss::View;
 use crate::towers::{Ernie, Layered, Loader, PATCH_EMBED, Vit, parameter, parameter_id};
 use crate::weights::{self, TensorData, TensorSource};
-use crate::{ErnieConfig, Error, ModelConfig, Result};
+use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
 
 /// The name of the temperature, whose exponential is the logits' scale.
 pub const TEMPERATURE: &str = "contrastive_loss_mm.temperature_b";
@@ -49,10 +49,11 @@ impl Trainable {
     /// towers differ.
     pub fn load(source: &dyn TensorSource, config: &ModelConfig, device: &Device) -> Result<Self> {
         config.validate()?;
-        if config.image.width != config.text.width {
+        if config.image.width() != config.text.width {
             return Err(Error::Config(format!(
                 "image.width is {} and text.width {}, expected the same: the embeddings are compared",
-                config.image.width, config.text.width
+                config.image.width(),
+                config.text.width
             )));
         }
         let mut expected = tensors(config);
@@ -70,7 +71,9 @@ impl Trainable {
             ),
         };
         Ok(Self {
-            image: Vit::load(&loader, &config.image, device)?,
+            image: match &config.image {
+                ImageConfig::Vit(vit) => Vit::load(&loader, vit, device)?,
+            },
             text: Ernie::load(&loader, text, device)?,
             words: table("text_model.word_emb.weight", text.vocab_size)?,
             positions: table("text_model.pos_emb.weight", text.max_positions)?,

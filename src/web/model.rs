@@ -176,9 +176,9 @@ impl Model {
             note: config.note.as_deref(),
             structure: config.structure(),
             fingerprint: &config.fingerprint,
-            dimensions: config.image.width,
+            dimensions: config.image.width(),
             max_text_tokens: config.max_text_tokens,
-            image_size: config.image.image_size,
+            image_size: config.image.image_size(),
             vocab_size: config.text.vocab_size,
             towers: towers().map(|(tower, _)| *tower).collect(),
             parameters: parameters.sum(),
@@ -245,6 +245,6 @@ impl Model {
     }
 
     fn preprocessor(&self) -> Preprocessor {
-        Preprocessor::new(self.encoder.config.image.image_size)
+        Preprocessor::new(self.encoder.config.image.image_size())
     }
 }

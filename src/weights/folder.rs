@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{TensorData, TensorSource, check, count, image_tensors, quoted, text_tensors, weights};
-use crate::{ErnieConfig, Error, Preprocessing, Result, VitConfig};
+use crate::{ErnieConfig, Error, ImageConfig, Preprocessing, Result};
 
 /// What a model folder holds beside its manifest, so that damaged files are told from sound ones.
 ///
@@ -391,21 +391,22 @@ pub struct Converted {
 /// written before all names and shapes were checked.
 pub fn convert(
     source: &dyn TensorSource,
-    image: &VitConfig,
+    image: impl Into<ImageConfig>,
     text: &ErnieConfig,
     dtype: Dtype,
     image_out: &mut impl Write,
     text_out: &mut impl Write,
 ) -> Result<Converted> {
+    let image = image.into();
     image.validate()?;
     text.validate()?;
-    let image_expected = image_tensors(image);
+    let image_expected = image_tensors(&image);
     let text_expected = text_tensors(text);
     let extra = check(source, &[image_expected.as_slice(), &text_expected].concat())?;
 
     let mut fingerprint = Sha256::new();
     let settings = [
-        serde_json::to_string(image),
+        serde_json::to_string(&image),
         serde_json::to_string(text),
         serde_json::to_string(&Preprocessing::Original),
     ];

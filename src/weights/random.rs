@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use super::{TensorData, TensorSource, image_tensors, text_tensors};
 use crate::random::step;
-use crate::{ErnieConfig, Error, Result, VitConfig};
+use crate::{ErnieConfig, Error, ImageConfig, Result};
 
 /// Weights of any structure with random values: to measure speed and memory, and to test. What a model
 /// of them computes means nothing.
@@ -26,7 +26,7 @@ pub struct RandomWeights {
 
 impl RandomWeights {
     /// Weights for both towers.
-    pub fn new(image: &VitConfig, text: &ErnieConfig, seed: u64) -> Self {
+    pub fn new(image: impl Into<ImageConfig>, text: &ErnieConfig, seed: u64) -> Self {
         Self {
             shapes: image_tensors(image)
                 .into_iter()

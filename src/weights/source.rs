@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
 use super::{quoted, weights};
-use crate::{ErnieConfig, Error, Result, VitConfig};
+use crate::{ErnieConfig, Error, ImageConfig, Result, VitConfig};
 
 /// The values of a tensor, the last index running fastest.
 #[derive(Debug, Clone, PartialEq)]
@@ -165,8 +165,14 @@ pub(super) fn check_finite(data: &TensorData) -> Result<()> {
     }
 }
 
-/// The tensors of a vision transformer, with their shapes.
-pub fn image_tensors(config: &VitConfig) -> Vec<(String, Vec<usize>)> {
+/// The tensors of an image tower, with their shapes.
+pub fn image_tensors(config: impl Into<ImageConfig>) -> Vec<(String, Vec<usize>)> {
+    match config.into() {
+        ImageConfig::Vit(vit) => vit_tensors(&vit),
+    }
+}
+
+fn vit_tensors(config: &VitConfig) -> Vec<(String, Vec<usize>)> {
     let width = config.width;
     let mut tensors = Tensors::under("visual.");
     tensors.add("class_embedding", [1, 1, width]);
