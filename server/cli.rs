@@ -202,7 +202,7 @@ pub struct Convert {
     /// The model folder to pack anew, in place of a checkpoint
     #[arg(long, short, value_name = "FOLDER")]
     pub model: Option<PathBuf>,
-    /// The checkpoint, a .pdparams file
+    /// The checkpoint, a .pdparams or a .safetensors file; given twice where each tower has its own
     #[arg(
         long,
         short,
@@ -210,8 +210,8 @@ pub struct Convert {
         value_name = "FILE",
         required_unless_present = "model"
     )]
-    pub weights: Option<PathBuf>,
-    /// The text tower's sizes, JSON in the original's form
+    pub weights: Vec<PathBuf>,
+    /// The text tower's sizes, JSON in the original's form or Hugging Face's
     #[arg(
         long,
         env = "ERNIE_VIL_TEXT_CONFIG",

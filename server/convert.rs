@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use ernie_vil::text::Tokenizer;
 use ernie_vil::weights::{
-    Checkpoint, Dtype, HashingWriter, Manifest, ManifestFile, SafetensorsFile, Shard, TensorSource,
-    infer_vision_config, text_config_from_original, vision_config_from_original,
+    Dtype, HashingWriter, Manifest, ManifestFile, Renamed, SafetensorsFile, Shard, TensorSource, Together,
+    infer_type_tables, infer_vision_config, text_config_from_original, vision_config_from_original,
 };
 use ernie_vil::{ErnieConfig, ImageConfig, ModelConfig, ModelSource, Preprocessing, Published};
 use sha2::{Digest, Sha256};
 
 use crate::atomic_file;
 use crate::cli;
-use crate::model::{self, Both, CONFIG, IMAGE, MANIFEST, TEXT, VOCAB};
+use crate::model::{self, CONFIG, IMAGE, MANIFEST, TEXT, VOCAB};
 use crate::progress::{Progress, Unit};
 
 /// Tokens of a caption at most, where nothing else is said: as in the original.
@@ -25,13 +25,13 @@ pub fn run(args: &cli::Convert, global: &cli::Global) -> Result<()> {
     if let Some(folder) = &args.model {
         return repack(folder, args, global);
     }
-    let (Some(weights), Some(text_config), Some(vocab)) = (&args.weights, &args.text_config, &args.vocab)
+    let ([first, ..], Some(text_config), Some(vocab)) = (&args.weights[..], &args.text_config, &args.vocab)
     else {
         bail!("--weights, --text-config and --vocab, or --model, have to be given");
     };
     let name = match &args.name {
         Some(name) => name.clone(),
-        None => weights
+        None => first
             .file_stem()
             .unwrap_or_default()
             .to_string_lossy()
@@ -43,10 +43,12 @@ pub fn run(args: &cli::Convert, global: &cli::Global) -> Result<()> {
         note: args.note.clone(),
         image: args.image_config.as_deref().map(image_config).transpose()?,
         text: self::text_config(text_config)?,
-        sources: [
-            (weights.clone(), file_name(weights)),
-            (vocab.clone(), file_name(vocab)),
-        ],
+        weights: args
+            .weights
+            .iter()
+            .map(|path| (path.clone(), file_name(path)))
+            .collect(),
+        vocab: (vocab.clone(), file_name(vocab)),
         target: &args.target,
         quiet: global.quiet,
     };
@@ -74,7 +76,8 @@ fn repack(folder: &Path, args: &cli::Convert, global: &cli::Global) -> Result<()
     let parse = |bytes, name: &str| {
         SafetensorsFile::parse(bytes).with_context(|| folder.join(name).display().to_string())
     };
-    let weights = Both(parse(&image, IMAGE)?, parse(&text, TEXT)?);
+    let (image, text) = (parse(&image, IMAGE)?, parse(&text, TEXT)?);
+    let weights = Together(vec![&image, &text]);
     let output = &args.target.output;
     let pack = Pack::of(&args.target);
     write_folder(output, &weights, &mut config, &vocab, pack, global.quiet)
@@ -107,9 +110,12 @@ pub struct Conversion<'a> {
     pub note: Option<String>,
     /// Read off the weights where it is not given.
     pub image: Option<ImageConfig>,
+    /// Whether it has tables of types is read off the weights.
     pub text: ErnieConfig,
-    /// The checkpoint and the vocabulary, each with what to call it.
-    pub sources: [(PathBuf, String); 2],
+    /// The checkpoint, or a file for each tower, each with what to call it.
+    pub weights: Vec<(PathBuf, String)>,
+    /// The vocabulary, likewise.
+    pub vocab: (PathBuf, String),
     pub target: &'a cli::Target,
     pub quiet: bool,
 }
@@ -133,30 +139,49 @@ impl Conversion<'_> {
     }
 
     pub fn run(self) -> Result<()> {
-        let [(weights, weights_name), (vocab, vocab_name)] = &self.sources;
+        let (vocab, _) = &self.vocab;
         let output = &self.target.output;
         Self::check_target(self.target)?;
         let vocab_bytes = model::read(vocab, model::LARGEST_VOCAB)?;
         Tokenizer::parse(&vocab_bytes, self.text.vocab_size).with_context(|| vocab.display().to_string())?;
 
-        let mapped = model::map(weights)?;
-        let in_weights = || weights.display().to_string();
-        let checkpoint = Checkpoint::parse(&mapped).with_context(in_weights)?;
+        let names: Vec<_> = self
+            .weights
+            .iter()
+            .map(|(path, _)| path.display().to_string())
+            .collect();
+        let in_weights = || names.join(" and ");
+        let mut mapped = Vec::new();
+        for (path, _) in &self.weights {
+            mapped.push(model::map(path)?);
+        }
+        let mut files = Vec::new();
+        for (bytes, name) in mapped.iter().zip(&names) {
+            files.push(model::parse_weights(bytes).with_context(|| name.clone())?);
+        }
+        let renamed: Vec<_> = files.iter().map(|file| Renamed::new(&**file)).collect();
+        let checkpoint = Together(renamed.iter().map(|file| file as &dyn TensorSource).collect());
         let image = match self.image {
             Some(image) => image,
             None => infer_vision_config(&checkpoint).with_context(in_weights)?.into(),
         };
+        let mut text = self.text;
+        infer_type_tables(&mut text, &checkpoint).with_context(in_weights)?;
+        let mut sources = Vec::new();
+        for (path, name) in self.weights.iter().chain([&self.vocab]) {
+            sources.push(source(path, name)?);
+        }
         let mut config = ModelConfig {
             format: ModelConfig::FORMAT,
             name: self.name,
             published: self.published,
             note: self.note,
             image,
-            text: self.text,
+            text,
             preprocessing: Preprocessing::Original,
             max_text_tokens: self.target.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
             fingerprint: String::new(),
-            sources: vec![source(weights, weights_name)?, source(vocab, vocab_name)?],
+            sources,
         };
         config.validate()?;
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use ernie_vil::pairs::{PairReader, count_rows};
 use ernie_vil::vectors::{NpyWriter, OutWriter, SafetensorsWriter};
-use ernie_vil::weights::{Checkpoint, infer_vision_config};
+use ernie_vil::weights::{Renamed, infer_type_tables, infer_vision_config};
 use ernie_vil::{ModelConfig, Preprocessing};
 
 use crate::atomic_file::{AtomicFile, beside};
@@ -68,8 +68,11 @@ fn configured(config: &RunConfig, device: cli::Device) -> Result<Model> {
     let specials = [config.pad_token, config.cls_token, config.sep_token];
     let vocab = model::read(&config.vocab_file, model::LARGEST_VOCAB)?;
     let weights = model::map(&config.init_from_params)?;
-    let checkpoint =
-        Checkpoint::parse(&weights).with_context(|| config.init_from_params.display().to_string())?;
+    let file =
+        model::parse_weights(&weights).with_context(|| config.init_from_params.display().to_string())?;
+    let checkpoint = Renamed::new(&*file);
+    let mut text = convert::text_config(&config.text_model_config)?;
+    infer_type_tables(&mut text, &checkpoint)?;
     let model_config = ModelConfig {
         format: ModelConfig::FORMAT,
         name: config.init_from_params.display().to_string(),
@@ -79,7 +82,7 @@ fn configured(config: &RunConfig, device: cli::Device) -> Result<Model> {
             Some(path) => convert::image_config(path)?,
             None => infer_vision_config(&checkpoint)?.into(),
         },
-        text: convert::text_config(&config.text_model_config)?,
+        text,
         preprocessing: Preprocessing::Original,
         max_text_tokens: config.max_text_seqlen,
         // A model folder has one; here the checkpoint would have to be read twice for it.

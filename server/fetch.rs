@@ -46,7 +46,8 @@ pub fn run(args: &cli::Download, global: &cli::Global) -> Result<()> {
         note: None,
         image,
         text,
-        sources: [(weights.target, weights.url), (vocab.target, vocab.url)],
+        weights: vec![(weights.target, weights.url)],
+        vocab: (vocab.target, vocab.url),
         target: &args.target,
         quiet: global.quiet,
     };

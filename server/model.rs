@@ -16,7 +16,7 @@ use ernie_vil::text::Tokenizer;
 use ernie_vil::towers::check_gpu;
 use ernie_vil::towers::{DualEncoder, Engine};
 use ernie_vil::vectors::Embeddings;
-use ernie_vil::weights::{Manifest, ManifestFile, SafetensorsFile, TensorData, TensorSource};
+use ernie_vil::weights::{Checkpoint, Manifest, ManifestFile, SafetensorsFile, TensorSource};
 use memmap2::Mmap;
 
 use crate::builtin;
@@ -195,27 +195,13 @@ fn gpu(software: bool) -> ernie_vil::Result<Gpu> {
     GPU.get_or_init(open).clone()
 }
 
-/// The tensors of a model folder's two files.
-pub struct Both<'a>(pub SafetensorsFile<'a>, pub SafetensorsFile<'a>);
-
-impl TensorSource for Both<'_> {
-    fn names(&self) -> Vec<String> {
-        let mut names = self.0.names();
-        names.extend(self.1.names());
-        names.sort();
-        names
-    }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.shape(name).or_else(|| self.1.shape(name))
-    }
-
-    fn read(&self, name: &str) -> ernie_vil::Result<TensorData<'_>> {
-        match self.0.shape(name) {
-            Some(_) => self.0.read(name),
-            None => self.1.read(name),
-        }
-    }
+/// A file of weights: a checkpoint of Paddle's, or safetensors.
+pub fn parse_weights(bytes: &[u8]) -> ernie_vil::Result<Box<dyn TensorSource + '_>> {
+    // A safetensors file starts with its header's length and the header, a pickle with its protocol.
+    Ok(match bytes.get(8) {
+        Some(b'{') => Box::new(SafetensorsFile::parse(bytes)?),
+        _ => Box::new(Checkpoint::parse(bytes)?),
+    })
 }
 
 /// The bytes of a tower's file.

@@ -12,14 +12,14 @@ use ernie_vil::recall::{self, Report};
 use ernie_vil::text::Tokenizer;
 use ernie_vil::towers::{DualEncoder, Engine};
 use ernie_vil::train::{self, StepReport, Trainer};
-use ernie_vil::weights::{Dtype, RandomWeights, SafetensorsFile, TensorSource, write_safetensors};
+use ernie_vil::weights::{Dtype, RandomWeights, SafetensorsFile, TensorSource, Together, write_safetensors};
 use ernie_vil::{ModelConfig, Preprocessing};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic_file::{self, AtomicFile};
 use crate::cli::{self, OnError};
 use crate::convert;
-use crate::model::{self, Both, IMAGE, Model, TEXT, VOCAB};
+use crate::model::{self, IMAGE, Model, TEXT, VOCAB};
 use crate::pipeline::{self, Options, Times};
 use crate::plot;
 use crate::progress::{Progress, Unit};
@@ -151,10 +151,10 @@ impl<'a> Run<'a> {
             let manifest = model::read_manifest(folder)?;
             let file = |name| model::tower_file(folder, &manifest, name);
             let (image, text) = (file(IMAGE)?, file(TEXT)?);
-            new(&Both(
-                SafetensorsFile::parse(&image)?,
-                SafetensorsFile::parse(&text)?,
-            ))
+            new(&Together(vec![
+                &SafetensorsFile::parse(&image)?,
+                &SafetensorsFile::parse(&text)?,
+            ]))
             .with_context(|| folder.display().to_string())?
         } else {
             new(&RandomWeights::new(&model.image, &model.text, config.seed))?

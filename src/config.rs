@@ -256,6 +256,27 @@ impl ErnieConfig {
         }
     }
 
+    /// ERNIE 2.0 Base, as the text tower of ERNIE-ViL 2.0 Base (CNN), with the vocabulary of the other structures: its
+    /// own was never published.
+    pub fn ernie2_base() -> Self {
+        Self {
+            max_positions: 512,
+            sentence_types: Some(4),
+            task_types: Some(16),
+            ..Self::base()
+        }
+    }
+
+    /// ERNIE 2.0 Large, as the text tower of ERNIE-ViL 2.0 Large (CNN); as [`ErnieConfig::ernie2_base`].
+    pub fn ernie2_large() -> Self {
+        Self {
+            max_positions: 512,
+            sentence_types: Some(4),
+            task_types: Some(16),
+            ..Self::large()
+        }
+    }
+
     /// Number of the tower's weights.
     pub fn parameters(&self) -> u64 {
         parameters(&weights::text_tensors(self))

@@ -127,6 +127,62 @@ fn both_engines_print_the_recorded_table() {
     }
 }
 
+/// An image tower from one file and ERNIE 2.0 under Hugging Face's names from another.
+#[test]
+fn two_files_of_weights_make_one_model() {
+    let folder = TempDir::new().unwrap();
+    let vocab = folder.path().join("vocab.txt");
+    let words = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "猫", "[UNK]"];
+    let lines: Vec<String> = (0..)
+        .zip(words)
+        .map(|(id, word)| format!("{word}\t{id}"))
+        .collect();
+    fs::write(&vocab, lines.join("\n")).unwrap();
+    let model = folder.path().join("model");
+    let (text_weights, text_config) = (
+        golden("structures/ernie2/a_hf.safetensors"),
+        golden("structures/ernie2/a_config_hf.json"),
+    );
+    let (image_weights, image_config) = (
+        golden("models/tiny.pdparams"),
+        golden("models/tiny_vision_config.json"),
+    );
+    stdout(&run(&[
+        "convert",
+        "--weights",
+        text(&text_weights),
+        "--weights",
+        text(&image_weights),
+        "--text-config",
+        text(&text_config),
+        "--image-config",
+        text(&image_config),
+        "--vocab",
+        text(&vocab),
+        "--max-tokens",
+        "32",
+        "--output",
+        text(&model),
+    ]));
+    let info = stdout(&run(&["info", "--model", text(&model), "--json"]));
+    let info: Value = serde_json::from_str(&info).unwrap();
+    let sizes = &info["config"]["text"];
+    assert_eq!(
+        (&sizes["sentence_types"], &sizes["task_types"]),
+        (&4.into(), &16.into())
+    );
+    assert_eq!(info["config"]["sources"][0]["file"], "a_hf.safetensors");
+    assert_eq!(info["config"]["sources"][1]["file"], "tiny.pdparams");
+    let table = stdout(&run(&[
+        "eval",
+        "--model",
+        text(&model),
+        "--input",
+        text(&golden("coco_cn_style.tsv")),
+    ]));
+    assert!(table.contains("mean"), "{table}");
+}
+
 #[test]
 fn a_model_folder_embeds_to_every_format_and_scores() {
     let folder = TempDir::new().unwrap();

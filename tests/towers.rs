@@ -9,10 +9,13 @@ use burn::tensor::Device;
 #[cfg(feature = "wgpu")]
 use ernie_vil::gpu::Gpu;
 use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
-use ernie_vil::towers::{Engine, ImageTower, ImageTowerStream, Step, TextTower, TextTowerStream};
+use ernie_vil::towers::{
+    Engine, ImageTower, ImageTowerStream, Step, TextTower, TextTowerStream, TypedCaption,
+};
 use ernie_vil::weights::{
-    Checkpoint, Dtype, RandomWeights, SafetensorsFile, TensorSource, image_tensors,
-    text_config_from_original, text_tensors, vision_config_from_original, write_safetensors,
+    Checkpoint, Dtype, RandomWeights, Renamed, SafetensorsFile, TensorSource, image_tensors,
+    infer_type_tables, text_config_from_original, text_tensors, vision_config_from_original,
+    write_safetensors,
 };
 use ernie_vil::{Activation, ErnieConfig, VitConfig};
 use safetensors::SafeTensors;
@@ -80,6 +83,7 @@ impl Recording {
                 .iter()
                 .map(|b| i64::from_le_bytes(*b) as f64)
                 .collect(),
+            safetensors::Dtype::U8 => view.data().iter().map(|&x| x.into()).collect(),
             other => panic!("{other:?}"),
         };
         let all = tensors.tensors().into_iter();
@@ -439,6 +443,143 @@ fn tensors_in_and_out() {
     );
     let out = text.forward(&[&[1, 5, 2], &[1, 2]]).unwrap();
     assert_eq!(out.dims(), [2, 32]);
+}
+
+/// Whole numbers of a recording.
+fn numbers(recording: &Recording, name: &str) -> Vec<u32> {
+    recording.get(name).iter().map(|&x| x as u32).collect()
+}
+
+/// ERNIE 2.0, in Paddle's names and in Hugging Face's: everything that was recorded of rows that hold a token.
+#[test]
+fn ernie2_is_as_recorded_in_either_names() {
+    const LENGTH: usize = 14;
+    for (model, form) in ["a", "b", "c"]
+        .into_iter()
+        .flat_map(|m| [(m, "hf"), (m, "paddle")])
+    {
+        let file = |name: &str| format!("structures/ernie2/{model}_{name}");
+        let recording = Recording::read(&file("io.safetensors"));
+        let weights = read(&file(&format!("{form}.safetensors")));
+        let weights = SafetensorsFile::parse(&weights).unwrap();
+        let weights = Renamed::new(&weights);
+        let mut config = text_config_from_original(&read(&file(&format!("config_{form}.json")))).unwrap();
+        infer_type_tables(&mut config, &weights).unwrap();
+        assert_eq!(
+            (config.sentence_types, config.task_types),
+            match model {
+                "a" => (Some(4), Some(16)),
+                "b" => (Some(2), Some(3)),
+                _ => (Some(4), None),
+            }
+        );
+        for on in everything() {
+            if on.is_gpu() && config.width % 4 != 0 {
+                continue;
+            }
+            let tower = on.text(&weights, &config);
+            for case in ["main", "defaults", "positions"] {
+                let all_ids = numbers(&recording, &format!("{case}.input_ids"));
+                for (row, ids) in all_ids.chunks_exact(LENGTH).enumerate() {
+                    let list = |name: &str| match (case, name, config.task_types) {
+                        ("defaults", "position", _) => (0..LENGTH as u32).collect(),
+                        ("defaults", ..) | (_, "task", None) => vec![0; LENGTH],
+                        _ => numbers(&recording, &format!("{case}.{name}_ids"))[row * LENGTH..][..LENGTH]
+                            .to_vec(),
+                    };
+                    let caption = TypedCaption {
+                        ids,
+                        positions: &list("position"),
+                        sentence_types: &list("sentence"),
+                        task_types: &list("task"),
+                    };
+                    let steps = tower.trace_typed(&caption).unwrap();
+                    // Rows of padding are not computed, be it at the end or inside.
+                    let recorded = |name: &str| -> Vec<f64> {
+                        let of_row = &recording.get(&format!("{case}.{name}"))[row * LENGTH * config.width..];
+                        let rows = of_row.chunks_exact(config.width).zip(ids);
+                        let real = rows.filter(|(_, id)| **id != 0 || matches!(on, On::Burn));
+                        real.flat_map(|(values, _)| values.to_vec()).collect()
+                    };
+                    compare(&steps, "text.embedding_ln", &recorded("embeddings"));
+                    for layer in (0..config.depth).filter(|_| case == "main") {
+                        compare(
+                            &steps,
+                            &format!("text.block.{layer}"),
+                            &recorded(&format!("layer{layer}")),
+                        );
+                    }
+                    let pooled = recording.get(&format!("{case}.pooled"));
+                    compare(
+                        &steps,
+                        "text.pooled",
+                        &pooled[row * config.width..][..config.width],
+                    );
+                }
+            }
+            // The usual way: positions from 0, all types 0.
+            let ids = numbers(&recording, "defaults.input_ids");
+            let rows: Vec<&[u32]> = ids.chunks_exact(LENGTH).collect();
+            let difference =
+                largest_difference(&tower.embed_raw(&rows).unwrap(), recording.get("defaults.pooled"));
+            println!("{model} {form} {on}: {difference:.1e}");
+            assert!(difference < 1e-5, "{model} {form} {on}");
+        }
+    }
+}
+
+/// The large structure at small widths: 257 tokens, 16 heads.
+#[test]
+fn the_large_structure_is_as_recorded() {
+    let file = |name: &str| format!("structures/large_vit/{name}");
+    let recording = Recording::read(&file("io.safetensors"));
+    let image = vision_config_from_original(&read(&file("vision_config.json"))).unwrap();
+    let text = text_config_from_original(&read(&file("text_config.json"))).unwrap();
+    let bytes = [read(&file("model.pdparams")), read(&file("model.safetensors"))];
+    let checkpoint = Checkpoint::parse(&bytes[0]).unwrap();
+    let tensors = SafetensorsFile::parse(&bytes[1]).unwrap();
+    let pixels = recording
+        .get("pixels_u8")
+        .iter()
+        .map(|&x| (x as f32 - 128.0) / 64.0);
+    let pixels: Vec<f32> = pixels.collect();
+    let ids = rows(&recording);
+    for source in [&checkpoint as &dyn TensorSource, &tensors] {
+        for on in everything() {
+            let (image, text) = (on.image(source, &image), on.text(source, &text));
+            for (name, got) in [
+                ("image_raw", image.embed_raw(&pixels).unwrap()),
+                ("text_raw", text.embed_raw(&slices(&ids)).unwrap()),
+                ("image_normalised", image.embed(&pixels).unwrap().data().to_vec()),
+                (
+                    "text_normalised",
+                    text.embed(&slices(&ids)).unwrap().data().to_vec(),
+                ),
+            ] {
+                let difference = largest_difference(&got, recording.get(name));
+                println!("{name} {on}: {difference:.1e}");
+                assert!(difference < 1e-5, "{name} {on}");
+            }
+            let steps = image.trace(&pixels[..image.image_values()]).unwrap();
+            for name in ["norm_pre", "block.0", "block.1", "norm_post"] {
+                let name = format!("visual.{name}");
+                let step = find(&steps, &name);
+                let all: Vec<&[f32]> = step.values.chunks_exact(64).collect();
+                // After the last block only the class token is left.
+                let kept = [0, 1, 2, 16, 17, 128, 241, 256]
+                    .into_iter()
+                    .filter(|&token| token < all.len());
+                let got: Vec<f32> = kept.flat_map(|token| all[token].to_vec()).collect();
+                let expected = &recording.get(&format!("{name}.tokens"))[..got.len()];
+                assert!(largest_difference(&got, expected) < 2e-5, "{name} {on}");
+            }
+            let steps = text.trace(&[&ids[1]]).unwrap();
+            for name in ["embedding_ln", "block.0", "block.1", "block.2"] {
+                let name = format!("text.{name}");
+                compare(&steps, &name, recording.get(&name));
+            }
+        }
+    }
 }
 
 /// Sizes that nothing recorded has: odd widths, one head, sentence and task types, one block and more.

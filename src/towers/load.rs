@@ -1,6 +1,7 @@
 //! From named tensors to the layers of either implementation.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use burn::module::{Param, ParamId};
 use burn::nn;
@@ -219,12 +220,14 @@ pub(crate) fn parameter_id(name: &str) -> ParamId {
     ParamId::from(hash)
 }
 
-/// The sum of the tables that a token's embedding is made of, kept on the host: only the rows that a
-/// caption uses are ever looked at, and the word table alone is larger than some devices' largest buffer.
+/// The tables whose sum a token's embedding is, kept on the host: only the rows that a caption uses are ever looked
+/// at, and the word table alone is larger than some devices' largest buffer.
 pub(super) struct Words {
-    words: Table,
-    /// Row p: the position's embedding, and what is added to every token (sentence and task type 0).
+    words: Arc<Table>,
+    /// Row p: what is added at position p.
     positions: Vec<f32>,
+    /// The sentence types and the task types, where the model has them; row 0 is added to every token.
+    types: Vec<Vec<f32>>,
     width: usize,
 }
 
@@ -241,24 +244,40 @@ impl Words {
             TensorData::F32(values) => Table::F32(Cow::into_owned(values)),
             TensorData::F16(values) => Table::F16(Cow::into_owned(values)),
         };
-        let mut positions = loader.values("text_model.pos_emb.weight", &[config.max_positions, width])?;
-        for (name, types) in [
+        let positions = loader.values("text_model.pos_emb.weight", &[config.max_positions, width])?;
+        let types = [
             ("text_model.sent_emb.weight", config.sentence_types),
             ("text_model.task_emb.weight", config.task_types),
-        ] {
-            let Some(types) = types else { continue };
-            let table = loader.values(name, &[types, width])?;
-            for position in positions.chunks_exact_mut(width) {
-                for (x, t) in position.iter_mut().zip(&table[..width]) {
-                    *x += t;
-                }
-            }
-        }
+        ];
+        let types = types
+            .into_iter()
+            .filter_map(|(name, types)| Some(loader.values(name, &[types?, width])));
         Ok(Self {
-            words,
+            words: Arc::new(words),
             positions,
+            types: types.collect::<Result<_>>()?,
             width,
         })
+    }
+
+    /// The tables for one caption of which more is said than its ids: what is added at each of its places is its
+    /// own. `types` has as many lists as the model has tables of types.
+    pub(super) fn typed(&self, positions: &[u32], types: &[&[u32]]) -> Self {
+        let width = self.width;
+        let row = |table: &[f32], row: u32| table[row as usize * width..][..width].to_vec();
+        let sum = |(place, &position): (usize, &u32)| {
+            let mut sum = row(&self.positions, position);
+            for (table, types) in self.types.iter().zip(types) {
+                add(&mut sum, &row(table, types[place]));
+            }
+            sum
+        };
+        Self {
+            words: self.words.clone(),
+            positions: positions.iter().enumerate().flat_map(sum).collect(),
+            types: Vec::new(),
+            width,
+        }
     }
 
     /// Values of one embedding.
@@ -294,13 +313,19 @@ impl Words {
     /// Writes the embedding of the word `id` at `position` to `out` [width].
     pub(super) fn embed(&self, id: u32, position: usize, out: &mut [f32]) {
         let start = id as usize * self.width;
-        match &self.words {
+        match &*self.words {
             Table::F32(values) => out.copy_from_slice(&values[start..start + self.width]),
             Table::F16(values) => values[start..start + self.width].convert_to_f32_slice(out),
         }
-        let position = &self.positions[position * self.width..][..self.width];
-        for (x, p) in out.iter_mut().zip(position) {
-            *x += p;
+        add(out, &self.positions[position * self.width..][..self.width]);
+        for table in &self.types {
+            add(out, &table[..self.width]);
         }
+    }
+}
+
+fn add(to: &mut [f32], values: &[f32]) {
+    for (x, value) in to.iter_mut().zip(values) {
+        *x += value;
     }
 }

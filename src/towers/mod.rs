@@ -469,6 +469,20 @@ impl TextBody for OnDevice<Ernie> {
     }
 }
 
+/// A caption's tokens, with what ERNIE 2.0 is told of each beside its id. The embeddings of this project's models
+/// count positions from 0 and have all types 0; this is for comparison with other implementations.
+#[derive(Debug, Clone, Copy)]
+pub struct TypedCaption<'a> {
+    /// The tokens' ids.
+    pub ids: &'a [u32],
+    /// Each token's row of the position table.
+    pub positions: &'a [u32],
+    /// Each token's row of the sentence-type table; not looked at where the model has none.
+    pub sentence_types: &'a [u32],
+    /// Each token's row of the task-type table; likewise.
+    pub task_types: &'a [u32],
+}
+
 /// The text tower: token ids to embeddings.
 pub struct TextTower {
     config: ErnieConfig,
@@ -595,6 +609,42 @@ impl TextTower {
     pub fn trace(&self, captions: &[&[u32]]) -> Result<Vec<Step>> {
         let captions = self.check(captions)?;
         self.body.trace(&self.words, &captions)
+    }
+
+    /// As [`TextTower::trace`], of one caption of which more is said than its ids.
+    ///
+    /// # Errors
+    /// As [`TextTower::forward`]; [`Error::Text`] also where a list has another length than `ids`, or an entry that
+    /// the model's table has no row for.
+    pub fn trace_typed(&self, caption: &TypedCaption<'_>) -> Result<Vec<Step>> {
+        let types = [
+            (
+                "sentence type",
+                self.config.sentence_types,
+                caption.sentence_types,
+            ),
+            ("task type", self.config.task_types, caption.task_types),
+        ];
+        let positions = ("position", Some(self.config.max_positions), caption.positions);
+        let lists = types.into_iter().chain([positions]);
+        for (name, rows, list) in lists.filter_map(|(name, rows, list)| Some((name, rows?, list))) {
+            if list.len() != caption.ids.len() {
+                let (found, expected) = (list.len(), caption.ids.len());
+                return Err(Error::Text(format!(
+                    "{found} {name}s, expected {expected}, one a token"
+                )));
+            }
+            if let Some(entry) = list.iter().find(|&&entry| entry as usize >= rows) {
+                return Err(Error::Text(format!(
+                    "the {name} {entry}, expected less than {rows}"
+                )));
+            }
+        }
+        let captions = self.check(&[caption.ids])?;
+        let types = types.iter().filter(|(_, rows, _)| rows.is_some());
+        let types: Vec<_> = types.map(|&(_, _, list)| list).collect();
+        self.body
+            .trace(&self.words.typed(caption.positions, &types), &captions)
     }
 
     /// Checks the captions and cuts the padding off their ends.

@@ -4,8 +4,10 @@
 //! - [`Checkpoint`]: the tensors of a `.pdparams` file, in any layout that Paddle writes.
 //! - [`TensorSource`]: what the towers load from; a [`Checkpoint`], a [`SafetensorsFile`], or a
 //!   [`TensorStream`] of one that is still arriving.
+//! - [`Renamed`]: the same under other names, such as those of Hugging Face's text encoder; [`Together`]: several
+//!   files as one source.
 //! - [`RandomWeights`]: any structure with random values, to measure with.
-//! - [`text_config_from_original`], [`vision_config_from_original`], [`infer_vision_config`]: the
+//! - [`text_config_from_original`], [`vision_config_from_original`], [`infer_vision_config`], [`infer_type_tables`]: the
 //!   sizes of the towers, from the original's configuration files or from the tensors' shapes.
 //! - [`convert`] and [`Manifest`]: what a model folder is made of.
 //!
@@ -13,6 +15,7 @@
 //! at one tensor) and leave through [`std::io::Write`].
 
 mod folder;
+mod names;
 mod original_config;
 mod paddle;
 pub mod pickle;
@@ -23,7 +26,10 @@ mod stream;
 pub use folder::{
     Converted, Dtype, HashingWriter, Manifest, ManifestFile, Shard, convert, write_safetensors,
 };
-pub use original_config::{infer_vision_config, text_config_from_original, vision_config_from_original};
+pub use names::{Renamed, Together};
+pub use original_config::{
+    infer_type_tables, infer_vision_config, text_config_from_original, vision_config_from_original,
+};
 pub use paddle::Checkpoint;
 pub use random::RandomWeights;
 pub use source::{SafetensorsFile, TensorData, TensorSource, check, image_tensors, text_tensors};

@@ -3,7 +3,7 @@ use serde::Deserialize;
 use super::{TensorSource, weights};
 use crate::{Activation, ErnieConfig, Error, Result, VitConfig};
 
-/// The original fixes the text tower's LayerNorm epsilon in its code.
+/// The original fixes the text tower's LayerNorm epsilon in its code; Hugging Face's configurations state one.
 const TEXT_EPSILON: f64 = 1e-5;
 const IMAGE_EPSILON: f64 = 1e-6;
 /// Width of an image tower's attention head in every published size.
@@ -21,11 +21,13 @@ struct TextConfig {
     query_hidden_size_per_head: Option<usize>,
     value_hidden_size_per_head: Option<usize>,
     emb_size: Option<usize>,
+    layer_norm_eps: Option<f64>,
 }
 
-/// Reads the text tower's sizes from a configuration file of the original (`text_model_config`).
-/// Keys that do not matter to inference are ignored. So are `use_sent_id` and `use_task_id`, as the
-/// original ignores them: its model has neither table.
+/// Reads the text tower's sizes from a configuration file of the original (`text_model_config`) or of Hugging
+/// Face's `ErnieModel`. Keys that do not matter to inference are ignored. So are those of the sentence-type and
+/// task-type tables, as the original ignores them: whether a model has these tables is seen in its weights
+/// ([`infer_type_tables`]).
 ///
 /// # Errors
 /// [`Error::Config`] where it is not JSON, where a size is missing or out of range, and where
@@ -65,7 +67,7 @@ pub fn text_config_from_original(json: &[u8]) -> Result<ErnieConfig> {
         value_head_width: head_width(original.value_hidden_size_per_head, "value_hidden_size_per_head")?,
         mlp_width: original.intermediate_size.unwrap_or(width.saturating_mul(4)),
         activation: original.hidden_act,
-        epsilon: TEXT_EPSILON,
+        epsilon: original.layer_norm_eps.unwrap_or(TEXT_EPSILON),
         sentence_types: None,
         task_types: None,
     };
@@ -122,6 +124,25 @@ pub fn vision_config_from_original(json: &[u8]) -> Result<VitConfig> {
 
 fn read<'a, T: Deserialize<'a>>(json: &'a [u8], what: &str) -> Result<T> {
     serde_json::from_slice(json).map_err(|error| Error::Config(format!("{what}: {error}")))
+}
+
+/// Adds to the text tower's sizes those of the sentence-type and the task-type table, which the weights of
+/// ERNIE 2.0 have and those of ERNIE 3.0 have not.
+///
+/// # Errors
+/// [`Error::Weights`] where one of them is not a matrix.
+pub fn infer_type_tables(config: &mut ErnieConfig, source: &dyn TensorSource) -> Result<()> {
+    for (name, types) in [
+        ("text_model.sent_emb.weight", &mut config.sentence_types),
+        ("text_model.task_emb.weight", &mut config.task_types),
+    ] {
+        *types = match source.shape(name).as_deref() {
+            None => None,
+            Some(&[rows, _]) => Some(rows),
+            Some(found) => return weights(format!("{name} is {found:?}, expected 2 dimensions")),
+        };
+    }
+    config.validate()
 }
 
 /// Reads the image tower's sizes off the shapes of its tensors. The number of heads does not show in
