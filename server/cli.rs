@@ -136,6 +136,10 @@ pub enum Dtype {
     F32,
     /// Half precision: half the size, vectors differ in the fourth digit
     F16,
+    /// Eight bits a weight, a quarter of the size: vectors differ in the second digit
+    Int8,
+    /// Four bits a weight, for phones: ranks differ here and there
+    Int4,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use ernie_vil::text::Tokenizer;
 use ernie_vil::weights::{
-    Dtype, HashingWriter, Manifest, ManifestFile, Renamed, SafetensorsFile, Shard, TensorSource, Together,
-    infer_type_tables, infer_vision_config, text_config_from_original, vision_config_from_original,
+    Bits, Dtype, HashingWriter, Manifest, ManifestFile, Renamed, SafetensorsFile, Shard, TensorSource,
+    Together, infer_type_tables, infer_vision_config, text_config_from_original, vision_config_from_original,
 };
 use ernie_vil::{ErnieConfig, ImageConfig, ModelConfig, ModelSource, Preprocessing, Published};
 use sha2::{Digest, Sha256};
@@ -226,12 +226,15 @@ fn write(
     quiet: bool,
 ) -> Result<Vec<String>> {
     let progress = Progress::new("converting", Unit::Bytes, quiet);
-    let (dtype, bytes) = match pack.dtype {
-        cli::Dtype::F32 => (Dtype::F32, 4),
-        cli::Dtype::F16 => (Dtype::F16, 2),
+    let (dtype, sixteenths) = match pack.dtype {
+        cli::Dtype::F32 => (Dtype::F32, 64),
+        cli::Dtype::F16 => (Dtype::F16, 32),
+        cli::Dtype::Int8 => (Dtype::Quantised(Bits::Int8), 16),
+        // A scale of two bytes for 32 weights.
+        cli::Dtype::Int4 => (Dtype::Quantised(Bits::Int4), 9),
     };
     progress.set_total(Some(
-        (config.image.parameters() + config.text.parameters()) * bytes,
+        (config.image.parameters() + config.text.parameters()) * sixteenths / 16,
     ));
     let create = |name: &'static str, shard_size| {
         let output = Output {

@@ -13,7 +13,7 @@ use ernie_vil::towers::{
     Engine, ImageTower, ImageTowerStream, Step, TextTower, TextTowerStream, TypedCaption,
 };
 use ernie_vil::weights::{
-    Checkpoint, Dtype, RandomWeights, Renamed, SafetensorsFile, TensorSource, image_tensors,
+    Bits, Checkpoint, Dtype, RandomWeights, Renamed, SafetensorsFile, TensorSource, image_tensors,
     infer_type_tables, text_config_from_original, text_tensors, vision_config_from_original,
     write_safetensors,
 };
@@ -704,7 +704,13 @@ fn a_tower_that_arrives_in_pieces_is_the_same() {
     let pixels = pixels();
     let (image, text) = configs("tiny");
     for on in everything() {
-        for (dtype, piece) in [(Dtype::F32, 1 << 20), (Dtype::F16, 4_099), (Dtype::F32, 777)] {
+        for (dtype, piece) in [
+            (Dtype::F32, 1 << 20),
+            (Dtype::F16, 4_099),
+            (Dtype::F32, 777),
+            (Dtype::Quantised(Bits::Int8), 1_001),
+            (Dtype::Quantised(Bits::Int4), 5_003),
+        ] {
             let [image_file, text_file] = files("tiny", dtype);
             let whole = SafetensorsFile::parse(&image_file).unwrap();
             let expected = on.image(&whole, &image);
@@ -724,6 +730,46 @@ fn a_tower_that_arrives_in_pieces_is_the_same() {
             let tower = stream.finish().unwrap();
             let rows = slices(&rows);
             assert_eq!(tower.embed(&rows).unwrap(), expected.embed(&rows).unwrap());
+        }
+    }
+}
+
+/// Whatever a device makes of weights in eight or four bits, it computes with the values that they stand for.
+#[test]
+fn small_packs_compute_as_their_values_do() {
+    let pixels = &pixels()[..4 * 3 * 224 * 224];
+    for model in MODELS {
+        let (image, text) = configs(model);
+        let rows = rows(&Recording::read(&format!("embeddings_{model}.safetensors")));
+        let rows = slices(&rows);
+        for (bits, least) in [(Bits::Int8, 0.999), (Bits::Int4, 0.9)] {
+            let packed = files(model, Dtype::Quantised(bits));
+            let packed = [0, 1].map(|i| SafetensorsFile::parse(&packed[i]).unwrap());
+            let expanded = [image_tensors(&image), text_tensors(&text)];
+            let expanded = [0, 1].map(|i| {
+                let mut file = Vec::new();
+                write_safetensors(&mut file, &packed[i], &expanded[i], Dtype::F32).unwrap();
+                file
+            });
+            let expanded = [0, 1].map(|i| SafetensorsFile::parse(&expanded[i]).unwrap());
+            let (exact_image, exact_text) = towers(model, &On::Host);
+            for on in everything() {
+                let images = [&packed[0], &expanded[0]].map(|source| on.image(source, &image));
+                let images = images.map(|tower| tower.embed(pixels).unwrap());
+                let texts = [&packed[1], &expanded[1]].map(|source| on.text(source, &text));
+                let texts = texts.map(|tower| tower.embed(&rows).unwrap());
+                for ([packed, expanded], exact) in [
+                    (images, exact_image.embed(pixels).unwrap()),
+                    (texts, exact_text.embed(&rows).unwrap()),
+                ] {
+                    same(packed.data(), expanded.data());
+                    for row in 0..exact.rows() {
+                        let products = packed.row(row).iter().zip(exact.row(row)).map(|(a, b)| a * b);
+                        let cosine: f32 = products.sum();
+                        assert!(cosine > least, "{model} {on} {bits:?}: cosine {cosine}");
+                    }
+                }
+            }
         }
     }
 }

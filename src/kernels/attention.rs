@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use super::buffer::Buffer;
 use super::math;
-use super::matmul::{Activation, Product, Rows, RowsMut, product_with};
+use super::matmul::{Activation, Panels, Product, Rows, RowsMut, product_with};
 use super::simd::{Simd, dispatch};
 use super::{Shared, for_each};
 
@@ -171,7 +171,7 @@ unsafe fn one_head_with<S: Simd>(head: &Head, scratch: &mut Scratch) {
                 input: head.queries.add(first * head.query_stride),
                 input_stride: head.query_stride,
                 rows,
-                packed: keys,
+                packed: Panels::F32(keys),
                 depth: head.query_width,
                 columns: head.key_rows,
                 bias: std::ptr::null(),
@@ -189,7 +189,7 @@ unsafe fn one_head_with<S: Simd>(head: &Head, scratch: &mut Scratch) {
                 input: scores,
                 input_stride: score_stride,
                 rows,
-                packed: values,
+                packed: Panels::F32(values),
                 depth: head.key_rows,
                 columns: head.value_width,
                 bias: std::ptr::null(),

@@ -20,8 +20,8 @@ pub(crate) mod train;
 
 pub use attention::{AttentionShape, Sequence, attention};
 pub use buffer::Buffer;
-pub(crate) use matmul::row_block;
 pub use matmul::{Activation, Linear, PackedMatrix, Rows, RowsMut, linear, matmul};
+pub(crate) use matmul::{GROUP, row_block};
 pub use norm::LayerNorm;
 pub use simd::InstructionSet;
 
@@ -68,17 +68,24 @@ pub(crate) fn threads() -> usize {
 }
 
 /// A pointer that several threads may write through, each to a part of its own.
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
+struct Shared<T = f32>(*mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
 
 // SAFETY: whoever creates one sees to it that no two threads touch the same values.
-unsafe impl Send for Shared {}
+unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<T> Sync for Shared<T> {}
 
-impl Shared {
+impl<T> Shared<T> {
     /// A method, so that closures capture the whole and not the bare pointer inside.
-    fn get(self) -> *mut f32 {
+    fn get(self) -> *mut T {
         self.0
     }
 }

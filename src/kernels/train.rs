@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use super::attention::AttentionShape;
 use super::buffer::Buffer;
-use super::matmul::{Activation, Product, product_with};
+use super::matmul::{Activation, Panels, Product, product_with};
 use super::simd::{InstructionSet, Simd, dispatch};
 use super::{Shared, for_each, math};
 use crate::random::step;
@@ -1131,7 +1131,7 @@ impl LinearShape {
                         input: x.as_ptr().add(first * self.inputs),
                         input_stride: self.inputs,
                         rows,
-                        packed: packed.as_ptr(),
+                        packed: Panels::F32(packed.as_ptr()),
                         depth: self.inputs,
                         columns: self.outputs,
                         bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
@@ -1421,7 +1421,7 @@ unsafe fn linear_part_with<S: Simd>(p: &Part, scratch: *mut f32) {
                 input: gradient,
                 input_stride: outputs,
                 rows,
-                packed: p.packed,
+                packed: Panels::F32(p.packed),
                 depth: outputs,
                 columns: inputs,
                 bias: std::ptr::null(),

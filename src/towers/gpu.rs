@@ -277,7 +277,7 @@ fn linear(loader: &Loader<'_>, depth: Groups, layers: &[Stored], gpu: &Gpu) -> R
     }
     let half = weights.iter().map(|weight| match weight {
         TensorData::F16(values) => Some(&**values),
-        TensorData::F32(_) => None,
+        TensorData::F32(_) | TensorData::Quantised(_) => None,
     });
     let weight = match half.collect::<Option<Vec<&[f16]>>>() {
         Some(weights) => TensorData::F16(joined(&weights, depth, layers).into()),

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData as BurnData};
 use half::slice::HalfFloatSliceExt;
 
 use crate::kernels::{LayerNorm, Linear, PackedMatrix, Sequence};
-use crate::weights::{TensorData, TensorSource};
+use crate::weights::{Codes, Quantised, TensorData, TensorSource};
 use crate::{ErnieConfig, Error, Result, VitConfig};
 
 /// Some columns of a linear layer's weight and bias.
@@ -130,6 +130,14 @@ impl Loader<'_> {
             let weight = self.read(&format!("{}.weight", part.name), &[inputs, part.of])?;
             weights.push((weight, part));
         }
+        if let Some(weight) = quantised(inputs, bias.len(), &weights) {
+            return Ok(Linear { weight, bias });
+        }
+        for (weight, _) in &mut weights {
+            if matches!(weight, TensorData::Quantised(_)) {
+                *weight = TensorData::F32(weight.clone().into_f32());
+            }
+        }
         let weight = PackedMatrix::pack(inputs, bias.len(), true, |row, mut column, mut out| {
             for (weight, part) in &weights {
                 if column >= part.count {
@@ -141,6 +149,7 @@ impl Loader<'_> {
                 match weight {
                     TensorData::F32(values) => now.copy_from_slice(&values[from..from + now.len()]),
                     TensorData::F16(values) => values[from..from + now.len()].convert_to_f32_slice(now),
+                    TensorData::Quantised(_) => unreachable!("expanded above"),
                 }
                 (out, column) = (later, 0);
                 if out.is_empty() {
@@ -201,6 +210,49 @@ impl Loader<'_> {
     }
 }
 
+/// The columns of layers whose weights are all in as many bits; `None` where they are not.
+fn quantised(inputs: usize, columns: usize, weights: &[(TensorData<'_>, &Columns)]) -> Option<PackedMatrix> {
+    let matrices = weights.iter().map(|(weight, part)| match weight {
+        TensorData::Quantised(matrix) if matrix.is_transposed() => Some((matrix, *part)),
+        _ => None,
+    });
+    let matrices: Vec<(&Quantised<'_>, &Columns)> = matrices.collect::<Option<_>>()?;
+    // The matrix that a column is in, and its row there.
+    let find = |mut column: usize| {
+        for (matrix, part) in &matrices {
+            if column < part.count {
+                return (matrix.codes(), part.start + column);
+            }
+            column -= part.count;
+        }
+        unreachable!("there are as many columns")
+    };
+    let all = |is: fn(&Codes<'_>) -> bool| matrices.iter().all(|(matrix, _)| is(matrix.codes()));
+    if all(|codes| matches!(codes, Codes::Int8(..))) {
+        Some(PackedMatrix::pack_int8(inputs, columns, |column| {
+            match find(column) {
+                (Codes::Int8(codes, scales), row) => (&codes[row * inputs..][..inputs], scales[row]),
+                _ => unreachable!("all are in eight bits"),
+            }
+        }))
+    } else if all(|codes| matches!(codes, Codes::Int4(..))) {
+        Some(PackedMatrix::pack_int4(
+            inputs,
+            columns,
+            |column, out| match find(column) {
+                (Codes::Int4(codes, scales), row) => {
+                    scales[row * out.len()..][..out.len()].convert_to_f32_slice(out);
+                    let bytes = inputs.div_ceil(2);
+                    &codes[row * bytes..][..bytes]
+                }
+                _ => unreachable!("all are in four bits"),
+            },
+        ))
+    } else {
+        None
+    }
+}
+
 /// The parameter that a tensor of this name becomes. Its id stands for the name, so that gradients and an
 /// optimizer's state can be kept by name.
 pub(crate) fn parameter<const D: usize>(name: &str, tensor: Tensor<D>) -> Param<Tensor<D>> {
@@ -235,6 +287,7 @@ pub(super) struct Words {
 enum Table {
     F32(Vec<f32>),
     F16(Vec<half::f16>),
+    Quantised(Quantised<'static>),
 }
 
 impl Words {
@@ -243,6 +296,8 @@ impl Words {
         let words = match loader.take("text_model.word_emb.weight", &[config.vocab_size, width])? {
             TensorData::F32(values) => Table::F32(Cow::into_owned(values)),
             TensorData::F16(values) => Table::F16(Cow::into_owned(values)),
+            TensorData::Quantised(matrix) if !matrix.is_transposed() => Table::Quantised(matrix.into_owned()),
+            TensorData::Quantised(matrix) => Table::F32(matrix.to_f32()),
         };
         let positions = loader.values("text_model.pos_emb.weight", &[config.max_positions, width])?;
         let types = [
@@ -316,6 +371,7 @@ impl Words {
         match &*self.words {
             Table::F32(values) => out.copy_from_slice(&values[start..start + self.width]),
             Table::F16(values) => values[start..start + self.width].convert_to_f32_slice(out),
+            Table::Quantised(matrix) => matrix.row(id as usize, out),
         }
         add(out, &self.positions[position * self.width..][..self.width]);
         for table in &self.types {

@@ -7,9 +7,13 @@ use bytemuck::NoUninit;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{TensorData, TensorSource, check, count, image_tensors, quoted, text_tensors, weights};
+use super::quantised::{METADATA, Packing, Part};
+use super::{
+    Bits, Codes, TensorData, TensorSource, check, count, image_tensors, quoted, text_tensors, weights,
+};
 use crate::{ErnieConfig, Error, ImageConfig, Preprocessing, Result};
 
 /// What a model folder holds beside its manifest, so that damaged files are told from sound ones.
@@ -220,22 +224,52 @@ pub enum Dtype {
     F32,
     /// Half precision: half the size, rounded to the nearest value, ties to even.
     F16,
+    /// Matrices and convolutions in eight bits or in four ([`quantise_int8`](super::quantise_int8),
+    /// [`quantise_int4`](super::quantise_int4)), everything else in single precision.
+    Quantised(Bits),
 }
 
-impl Dtype {
-    /// The name in a safetensors header.
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
+/// How a tensor is stored.
+enum Form {
+    F32,
+    F16,
+    Quantised(Packing),
+}
+
+impl Form {
+    fn of(name: &str, shape: &[usize], dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Quantised(bits) => match Packing::of(name, shape, bits) {
+                Some(packing) => Self::Quantised(packing),
+                None => Self::F32,
+            },
         }
     }
 
-    fn size(self) -> usize {
+    /// What it is called in the line that goes into the fingerprint.
+    fn name(&self) -> serde_json::Value {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F32 => "F32".into(),
+            Self::F16 => "F16".into(),
+            Self::Quantised(packing) => serde_json::to_value(packing.bits()).expect("plain data serialises"),
         }
+    }
+
+    /// The tensors of the file that it becomes.
+    fn parts(&self, name: &str, shape: &[usize]) -> Result<Vec<Part>> {
+        let part = |dtype, size| Part {
+            name: name.to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+            size,
+        };
+        Ok(match self {
+            Self::F32 => vec![part("F32", 4)],
+            Self::F16 => vec![part("F16", 2)],
+            Self::Quantised(packing) => packing.parts(name)?.into(),
+        })
     }
 }
 
@@ -268,9 +302,13 @@ fn write_tensors(
     let mut expected: Vec<_> = expected.iter().collect();
     expected.sort();
     expected.dedup();
-    out.write_all(&header(&expected, dtype)?)?;
-    for (name, shape) in expected {
-        let entry = serde_json::json!([name, dtype.name(), shape]).to_string();
+    let expected = expected
+        .into_iter()
+        .map(|(name, shape)| (name, shape, Form::of(name, shape, dtype)));
+    let expected: Vec<_> = expected.collect();
+    out.write_all(&header(&expected)?)?;
+    for (name, shape, form) in expected {
+        let entry = serde_json::json!([name, form.name(), shape]).to_string();
         observe(entry.as_bytes());
         observe(b"\n");
         let data = source.read(name)?;
@@ -281,7 +319,7 @@ fn write_tensors(
                 data.len()
             ));
         }
-        write_values(&data, dtype, |bytes| {
+        write_values(&data, &form, |bytes| {
             observe(bytes);
             Ok(out.write_all(bytes)?)
         })
@@ -292,28 +330,29 @@ fn write_tensors(
 
 /// Everything before the data: the length of the JSON text in 8 bytes, and that text, filled up with
 /// spaces.
-fn header(tensors: &[&(String, Vec<usize>)], dtype: Dtype) -> Result<Vec<u8>> {
+fn header(tensors: &[(&String, &Vec<usize>, Form)]) -> Result<Vec<u8>> {
     const ALIGNMENT: usize = 64;
-    #[derive(Serialize)]
-    struct Entry<'a> {
-        dtype: &'static str,
-        shape: &'a [usize],
-        data_offsets: [usize; 2],
-    }
     let mut entries = BTreeMap::new();
+    let mut quantised = BTreeMap::new();
     let mut offset = 0usize;
-    for (name, shape) in tensors {
-        let end = count(shape)
-            .and_then(|n| n.checked_mul(dtype.size()))
-            .and_then(|size| offset.checked_add(size))
-            .ok_or_else(|| Error::Weights(format!("tensor {}: {shape:?} is too large", quoted(name))))?;
-        let entry = Entry {
-            dtype: dtype.name(),
-            shape,
-            data_offsets: [offset, end],
-        };
-        entries.insert(name, entry);
-        offset = end;
+    for (name, shape, form) in tensors {
+        if let Form::Quantised(packing) = form {
+            quantised.insert(name, packing);
+        }
+        for part in form.parts(name, shape)? {
+            let (name, shape) = (part.name, part.shape);
+            let end = count(&shape)
+                .and_then(|n| n.checked_mul(part.size))
+                .and_then(|size| offset.checked_add(size))
+                .ok_or_else(|| Error::Weights(format!("tensor {}: {shape:?} is too large", quoted(&name))))?;
+            let entry = json!({ "dtype": part.dtype, "shape": shape, "data_offsets": [offset, end] });
+            entries.insert(name, entry);
+            offset = end;
+        }
+    }
+    if !quantised.is_empty() {
+        let list = serde_json::to_string(&quantised).expect("plain data serialises");
+        entries.insert("__metadata__".into(), json!({ (METADATA): list }));
     }
     let mut header = vec![0; 8];
     serde_json::to_writer(&mut header, &entries).expect("plain data serialises");
@@ -324,17 +363,30 @@ fn header(tensors: &[&(String, Vec<usize>)], dtype: Dtype) -> Result<Vec<u8>> {
 }
 
 /// Gives the values as little-endian bytes of a type, piece by piece.
-fn write_values(data: &TensorData, dtype: Dtype, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+fn write_values(data: &TensorData, form: &Form, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     /// Values at a time: their bytes stay in the cache while they are converted, hashed and written.
     const PIECE: usize = 1 << 14;
-    match (data, dtype) {
-        (TensorData::F32(values), Dtype::F32) => values
+    match (data, form) {
+        (data, Form::Quantised(packing)) => match packing.quantise(data)?.codes() {
+            Codes::Int8(codes, scales) => {
+                write(bytemuck::cast_slice(codes))?;
+                write(&little_endian(scales))
+            }
+            Codes::Int4(codes, scales) => {
+                write(codes)?;
+                write(&little_endian(scales))
+            }
+        },
+        (TensorData::Quantised(matrix), form) => {
+            write_values(&TensorData::F32(matrix.to_f32().into()), form, write)
+        }
+        (TensorData::F32(values), Form::F32) => values
             .chunks(PIECE)
             .try_for_each(|piece| write(&little_endian(piece))),
-        (TensorData::F16(values), Dtype::F16) => values
+        (TensorData::F16(values), Form::F16) => values
             .chunks(PIECE)
             .try_for_each(|piece| write(&little_endian(piece))),
-        (TensorData::F16(values), Dtype::F32) => {
+        (TensorData::F16(values), Form::F32) => {
             let mut converted = vec![0.0; PIECE];
             values.chunks(PIECE).try_for_each(|piece| {
                 let converted = &mut converted[..piece.len()];
@@ -342,7 +394,7 @@ fn write_values(data: &TensorData, dtype: Dtype, mut write: impl FnMut(&[u8]) ->
                 write(&little_endian(converted))
             })
         }
-        (TensorData::F32(values), Dtype::F16) => {
+        (TensorData::F32(values), Form::F16) => {
             let mut converted = vec![f16::ZERO; PIECE];
             values.chunks(PIECE).try_for_each(|piece| {
                 let converted = &mut converted[..piece.len()];
@@ -376,8 +428,8 @@ pub struct Converted {
     /// `ernie-vil weights 1`, the image tower's sizes, the text tower's sizes and the preprocessing,
     /// the last three as JSON with the keys of `config.json` in its order; then the tensors of the
     /// image file and those of the text file, each file's by name, every one as a line of JSON
-    /// `["name","F32",[sizes]]` followed by its values as they stand in the file. A line ends in one
-    /// LF. So half and single precision give different fingerprints, as their vectors differ.
+    /// `["name","F32",[sizes]]` followed by its values as they stand in the file; a quantised one has `"int8"` or
+    /// `"int4"` there, and its scales behind its codes. A line ends in one LF. So half and single precision give different fingerprints, as their vectors differ.
     pub fingerprint: String,
     /// Names of the source's tensors that inference does not use, sorted.
     pub extra: Vec<String>,

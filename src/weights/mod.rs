@@ -9,7 +9,7 @@
 //! - [`RandomWeights`]: any structure with random values, to measure with.
 //! - [`text_config_from_original`], [`vision_config_from_original`], [`infer_vision_config`], [`infer_type_tables`]: the
 //!   sizes of the towers, from the original's configuration files or from the tensors' shapes.
-//! - [`convert`] and [`Manifest`]: what a model folder is made of.
+//! - [`convert`] and [`Manifest`]: what a model folder is made of; [`Quantised`]: its matrices in eight or four bits.
 //!
 //! Nothing here opens a file: bytes come in as slices (memory-mapped ones keep the peak of memory
 //! at one tensor) and leave through [`std::io::Write`].
@@ -19,6 +19,7 @@ mod names;
 mod original_config;
 mod paddle;
 pub mod pickle;
+mod quantised;
 mod random;
 mod source;
 mod stream;
@@ -31,6 +32,8 @@ pub use original_config::{
     infer_type_tables, infer_vision_config, text_config_from_original, vision_config_from_original,
 };
 pub use paddle::Checkpoint;
+pub(crate) use quantised::Codes;
+pub use quantised::{Bits, GROUP, Quantised, quantise_int4, quantise_int8};
 pub use random::RandomWeights;
 pub use source::{SafetensorsFile, TensorData, TensorSource, check, image_tensors, text_tensors};
 pub use stream::TensorStream;

@@ -114,6 +114,9 @@ impl TensorSource for Renamed<'_> {
             Some(&[rows, columns]) if *transposed => Ok(match data {
                 TensorData::F32(values) => TensorData::F32(transpose::<f32>(&values, rows, columns).into()),
                 TensorData::F16(values) => TensorData::F16(transpose::<f16>(&values, rows, columns).into()),
+                TensorData::Quantised(matrix) => {
+                    TensorData::F32(transpose::<f32>(&matrix.to_f32(), rows, columns).into())
+                }
             }),
             _ => Ok(data),
         }

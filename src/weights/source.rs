@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
-use super::{quoted, weights};
+use super::quantised::{METADATA, Packing, Packings, SCALE, Stored, packings};
+use super::{Quantised, quoted, weights};
 use crate::{ErnieConfig, Error, ImageConfig, Result, VitConfig};
 
 /// The values of a tensor, the last index running fastest.
@@ -16,6 +17,8 @@ pub enum TensorData<'a> {
     F32(Cow<'a, [f32]>),
     /// Half precision.
     F16(Cow<'a, [f16]>),
+    /// A matrix in whole numbers with scales.
+    Quantised(Quantised<'a>),
 }
 
 impl<'a> TensorData<'a> {
@@ -24,6 +27,7 @@ impl<'a> TensorData<'a> {
         match self {
             TensorData::F32(values) => values,
             TensorData::F16(values) => values.to_f32_vec().into(),
+            TensorData::Quantised(matrix) => matrix.to_f32().into(),
         }
     }
 
@@ -32,6 +36,7 @@ impl<'a> TensorData<'a> {
         match self {
             Self::F32(values) => values.len(),
             Self::F16(values) => values.len(),
+            Self::Quantised(matrix) => matrix.len(),
         }
     }
 
@@ -66,7 +71,8 @@ pub trait TensorSource {
 }
 
 /// The tensors of a safetensors file. They are used where they lie, if they are of 32 or 16 bit floats
-/// and the slice is aligned to them; bfloat16 becomes `f32`.
+/// and the slice is aligned to them; bfloat16 becomes `f32`. Those that [`convert`](super::convert) quantised are two
+/// tensors of the file each, and one here.
 ///
 /// ```
 /// use ernie_vil::weights::{SafetensorsFile, TensorSource};
@@ -82,7 +88,10 @@ pub trait TensorSource {
 /// # Ok::<(), ernie_vil::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct SafetensorsFile<'a>(SafeTensors<'a>);
+pub struct SafetensorsFile<'a> {
+    tensors: SafeTensors<'a>,
+    packings: Packings,
+}
 
 impl<'a> SafetensorsFile<'a> {
     /// Reads the header.
@@ -90,45 +99,78 @@ impl<'a> SafetensorsFile<'a> {
     /// # Errors
     /// [`Error::Weights`] where the header is damaged or does not cover the bytes exactly.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
-        match SafeTensors::deserialize(bytes) {
-            Ok(tensors) => Ok(Self(tensors)),
-            Err(error) => weights(format!("not a safetensors file: {error}")),
-        }
+        let read = || {
+            Ok((
+                SafeTensors::deserialize(bytes)?,
+                SafeTensors::read_metadata(bytes)?.1,
+            ))
+        };
+        let (tensors, header) = read()
+            .map_err(|error: SafeTensorError| Error::Weights(format!("not a safetensors file: {error}")))?;
+        let metadata = header.metadata().as_ref().and_then(|all| all.get(METADATA));
+        let packings = packings(metadata.map(String::as_str), |name| {
+            let tensor = tensors.tensor(name).ok()?;
+            Some((tensor.dtype().to_string(), tensor.shape().to_vec()))
+        })?;
+        Ok(Self { tensors, packings })
+    }
+
+    /// A tensor of the file.
+    fn stored(&self, name: &str) -> Result<Stored<'a>> {
+        let read = || {
+            let tensor = self.tensors.tensor(name);
+            let tensor = tensor.map_err(|_| Error::Weights("missing".into()))?;
+            let bytes = tensor.data();
+            Ok(match tensor.dtype() {
+                Dtype::F32 => Stored::Data(TensorData::F32(little_endian(bytes, f32::from_le_bytes))),
+                Dtype::F16 => Stored::Data(TensorData::F16(little_endian(bytes, f16::from_le_bytes))),
+                Dtype::BF16 => {
+                    let values = bytes.as_chunks().0.iter();
+                    let values = values.map(|&b| bf16::from_le_bytes(b).to_f32());
+                    Stored::Data(TensorData::F32(values.collect()))
+                }
+                Dtype::I8 => Stored::I8(bytemuck::cast_slice(bytes).into()),
+                Dtype::U8 => Stored::U8(bytes.into()),
+                other => return weights(format!("the element type is {other}, expected F32, F16 or BF16")),
+            })
+        };
+        read().map_err(|e| e.within(format!("tensor {}", quoted(name))))
     }
 }
 
 impl TensorSource for SafetensorsFile<'_> {
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.0.names().into_iter().map(String::from).collect();
+        let mut names: Vec<_> = self.tensors.names().into_iter().map(String::from).collect();
+        names.retain(|name| !is_scale(name, &self.packings));
         names.sort_unstable();
         names
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.tensor(name).ok().map(|tensor| tensor.shape().to_vec())
+        match self.packings.get(name) {
+            Some(packing) => Some(packing.shape.clone()),
+            None => Some(self.tensors.tensor(name).ok()?.shape().to_vec()),
+        }
     }
 
     fn read(&self, name: &str) -> Result<TensorData<'_>> {
-        let read = || {
-            let tensor = self
-                .0
-                .tensor(name)
-                .map_err(|_| Error::Weights("missing".into()))?;
-            let bytes = tensor.data();
-            let data = match tensor.dtype() {
-                Dtype::F32 => TensorData::F32(little_endian(bytes, f32::from_le_bytes)),
-                Dtype::F16 => TensorData::F16(little_endian(bytes, f16::from_le_bytes)),
-                Dtype::BF16 => {
-                    let values = bytes.as_chunks().0.iter();
-                    TensorData::F32(values.map(|&b| bf16::from_le_bytes(b).to_f32()).collect())
-                }
-                other => return weights(format!("the element type is {other}, expected F32, F16 or BF16")),
-            };
-            check_finite(&data)?;
-            Ok(data)
+        let read =
+            |packing: &Packing| packing.join(self.stored(name)?, self.stored(&format!("{name}{SCALE}"))?);
+        let data = match (self.packings.get(name), self.stored(name)?) {
+            (Some(packing), _) => read(packing).map(TensorData::Quantised),
+            (None, Stored::Data(data)) => check_finite(&data).map(|()| data),
+            (None, Stored::I8(_) | Stored::U8(_)) => {
+                weights("whole numbers without scales, expected F32, F16 or BF16")
+            }
         };
-        read().map_err(|e| e.within(format!("tensor {}", quoted(name))))
+        data.map_err(|e| e.within(format!("tensor {}", quoted(name))))
     }
+}
+
+/// Whether a tensor is the scales of another.
+pub(super) fn is_scale(name: &str, packings: &Packings) -> bool {
+    name.strip_suffix(SCALE)
+        .is_some_and(|name| packings.contains_key(name))
 }
 
 /// Values in place where the slice is aligned to them (the format does not promise it), else a copy.
@@ -158,6 +200,7 @@ pub(super) fn check_finite(data: &TensorData) -> Result<()> {
                 (at, values[at].to_f32())
             })
         }
+        TensorData::Quantised(matrix) => return matrix.check_finite(),
     };
     match found {
         None => Ok(()),

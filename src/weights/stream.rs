@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
+use super::quantised::{METADATA, Packings, SCALE, Stored, packings};
 use super::source::check_finite;
 use super::{TensorData, TensorSource, check, count, quoted, weights};
 use crate::{Error, Result};
@@ -42,6 +43,9 @@ pub struct TensorStream {
     coming: Vec<Coming>,
     has_header: bool,
     shapes: BTreeMap<String, Vec<usize>>,
+    packings: Packings,
+    /// The codes of quantised tensors whose scales have not arrived, or the other way round.
+    halves: HashMap<String, Stored<'static>>,
     complete: RefCell<HashMap<String, TensorData<'static>>>,
 }
 
@@ -63,6 +67,8 @@ enum Values {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
+    I8(Vec<i8>),
+    U8(Vec<u8>),
 }
 
 impl TensorStream {
@@ -74,6 +80,8 @@ impl TensorStream {
             coming: Vec::new(),
             has_header: false,
             shapes: BTreeMap::new(),
+            packings: Packings::new(),
+            halves: HashMap::new(),
             complete: RefCell::default(),
         }
     }
@@ -98,14 +106,43 @@ impl TensorStream {
                 return Ok(());
             }
             let tensor = self.coming.pop().expect("there is a last one");
-            if let Some((name, data)) = tensor.finish()? {
-                self.complete.get_mut().insert(name, data);
+            if let Some((name, stored)) = tensor.finish()? {
+                self.arrived(name, stored)?;
             }
         }
         if bytes.is_empty() {
             return Ok(());
         }
         weights(format!("{} bytes behind the last tensor", bytes.len()))
+    }
+
+    fn arrived(&mut self, name: String, stored: Stored<'static>) -> Result<()> {
+        let whole = match name.strip_suffix(SCALE) {
+            Some(whole) if self.packings.contains_key(whole) => whole,
+            _ => &name,
+        };
+        let data = match (self.packings.get(whole), stored) {
+            (None, Stored::Data(data)) => check_finite(&data).map(|()| data),
+            (None, _) => weights("whole numbers without scales, expected F32, F16 or BF16"),
+            (Some(packing), stored) => {
+                let other = match whole == name {
+                    true => format!("{name}{SCALE}"),
+                    false => whole.to_owned(),
+                };
+                match self.halves.remove(&other) {
+                    None => {
+                        self.halves.insert(name, stored);
+                        return Ok(());
+                    }
+                    Some(codes) if whole != name => packing.join(codes, stored),
+                    Some(scales) => packing.join(stored, scales),
+                }
+                .map(TensorData::Quantised)
+            }
+        };
+        let data = data.map_err(|error| error.within(format!("tensor {}", quoted(whole))))?;
+        self.complete.get_mut().insert(whole.to_owned(), data);
+        Ok(())
     }
 
     /// Whether the tensor has arrived and was not taken yet.
@@ -167,6 +204,11 @@ impl TensorStream {
         let invalid = |problem: String| Error::Weights(format!("not a safetensors file: {problem}"));
         let metadata: Metadata =
             serde_json::from_slice(&self.header[8..]).map_err(|error| invalid(error.to_string()))?;
+        let list = metadata.metadata().as_ref().and_then(|all| all.get(METADATA));
+        self.packings = packings(list.map(String::as_str), |name| {
+            let info = metadata.info(name)?;
+            Some((info.dtype.to_string(), info.shape.clone()))
+        })?;
         let mut end = 0;
         for name in metadata.offset_keys() {
             let info = metadata.info(&name).expect("the name comes from the header");
@@ -181,9 +223,17 @@ impl TensorStream {
                 )));
             }
             end = next;
-            self.shapes.insert(name.clone(), info.shape.clone());
+            let whole = match name.strip_suffix(SCALE) {
+                Some(whole) if self.packings.contains_key(whole) => whole,
+                _ => &name,
+            };
+            match self.packings.get(&name) {
+                Some(packing) => drop(self.shapes.insert(name.clone(), packing.shape.clone())),
+                None if whole == name => drop(self.shapes.insert(name.clone(), info.shape.clone())),
+                None => {}
+            }
             self.coming.push(Coming {
-                wanted: self.expected.iter().any(|(expected, _)| *expected == name),
+                wanted: self.expected.iter().any(|(expected, _)| expected == whole),
                 bytes: next - start,
                 dtype: info.dtype,
                 filled: 0,
@@ -206,6 +256,8 @@ impl Coming {
                 Dtype::F32 => Values::F32(vec![0.0; self.bytes / 4]),
                 Dtype::F16 => Values::F16(vec![f16::ZERO; self.bytes / 2]),
                 Dtype::BF16 => Values::Bf16(vec![bf16::ZERO; self.bytes / 2]),
+                Dtype::I8 => Values::I8(vec![0; self.bytes]),
+                Dtype::U8 => Values::U8(vec![0; self.bytes]),
                 _ => Values::None,
             };
         }
@@ -215,21 +267,26 @@ impl Coming {
             Values::F32(values) => bytemuck::cast_slice_mut::<_, u8>(values)[at].copy_from_slice(bytes),
             Values::F16(values) => bytemuck::cast_slice_mut::<_, u8>(values)[at].copy_from_slice(bytes),
             Values::Bf16(values) => bytemuck::cast_slice_mut::<_, u8>(values)[at].copy_from_slice(bytes),
+            Values::I8(values) => bytemuck::cast_slice_mut::<_, u8>(values)[at].copy_from_slice(bytes),
+            Values::U8(values) => values[at].copy_from_slice(bytes),
         }
         self.filled += bytes.len();
     }
 
-    fn finish(self) -> Result<Option<(String, TensorData<'static>)>> {
+    fn finish(self) -> Result<Option<(String, Stored<'static>)>> {
         if !self.wanted {
             return Ok(None);
         }
-        let data = match self.values {
-            Values::F32(values) => TensorData::F32(native_endian(values).into()),
-            Values::F16(values) => TensorData::F16(native_endian(values).into()),
+        let stored = match self.values {
+            Values::F32(values) => Stored::Data(TensorData::F32(native_endian(values).into())),
+            Values::F16(values) => Stored::Data(TensorData::F16(native_endian(values).into())),
             Values::Bf16(values) => {
                 let values = native_endian(values);
-                TensorData::F32(values.into_iter().map(bf16::to_f32).collect())
+                let values = values.into_iter().map(bf16::to_f32).collect();
+                Stored::Data(TensorData::F32(values))
             }
+            Values::I8(codes) => Stored::I8(codes.into()),
+            Values::U8(codes) => Stored::U8(codes.into()),
             Values::None => {
                 return weights(format!(
                     "tensor {}: the element type is {}, expected F32, F16 or BF16",
@@ -238,8 +295,7 @@ impl Coming {
                 ));
             }
         };
-        check_finite(&data).map_err(|error| error.within(format!("tensor {}", quoted(&self.name))))?;
-        Ok(Some((self.name, data)))
+        Ok(Some((self.name, stored)))
     }
 }
 
