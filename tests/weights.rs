@@ -35,6 +35,7 @@ fn to_f32(data: TensorData) -> Vec<f32> {
     match data {
         TensorData::F32(values) => values.into_owned(),
         TensorData::F16(values) => values.iter().map(|x| x.to_f32()).collect(),
+        TensorData::Quantised(matrix) => matrix.to_f32(),
     }
 }
 

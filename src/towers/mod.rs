@@ -33,7 +33,7 @@ pub use vit::Vit;
 use crate::gpu::Gpu;
 use crate::kernels::Rows;
 use crate::vectors::Embeddings;
-use crate::weights::{self, TensorSource};
+use crate::weights::{self, Dtype, TensorSource};
 use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
 #[cfg(feature = "wgpu")]
 use gpu::{GpuErnie, GpuVit};
@@ -143,9 +143,9 @@ trait ImageBody: Send + Sync {
 
     fn trace(&self, pixels: &[f32], batch: usize) -> Result<Vec<Step>>;
 
-    /// Whether its weights are kept in half precision.
-    fn is_half(&self) -> bool {
-        false
+    /// How its weights are kept.
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
     }
 
     /// The Burn module, where it is one.
@@ -158,6 +158,10 @@ trait ImageBody: Send + Sync {
 type Later<'a> = Pin<Box<dyn Future<Output = Result<Vec<f32>>> + 'a>>;
 
 impl ImageBody for HostVit {
+    fn dtype(&self) -> Dtype {
+        HostVit::dtype(self)
+    }
+
     fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
         let mut output = vec![0.0; batch * self.width()];
         self.forward(pixels, &mut output);
@@ -278,9 +282,9 @@ impl ImageTower {
         &self.config
     }
 
-    /// Whether its weights are kept in half precision on the device.
-    pub fn is_half(&self) -> bool {
-        self.body.is_half()
+    /// How the weights of its blocks are kept.
+    pub fn dtype(&self) -> Dtype {
+        self.body.dtype()
     }
 
     /// Values of one image: 3 * image_size * image_size.
@@ -372,9 +376,9 @@ trait TextBody: Send + Sync {
 
     fn trace(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<Step>>;
 
-    /// Whether its weights are kept in half precision.
-    fn is_half(&self) -> bool {
-        false
+    /// How its weights are kept.
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
     }
 
     /// The embeddings on the device, where it is a Burn module.
@@ -384,6 +388,10 @@ trait TextBody: Send + Sync {
 }
 
 impl TextBody for HostErnie {
+    fn dtype(&self) -> Dtype {
+        HostErnie::dtype(self)
+    }
+
     fn embed(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<f32>> {
         let mut output = vec![0.0; captions.len() * words.width()];
         self.forward(words, captions, &mut output);
@@ -545,9 +553,9 @@ impl TextTower {
         &self.config
     }
 
-    /// Whether its weights are kept in half precision on the device.
-    pub fn is_half(&self) -> bool {
-        self.body.is_half()
+    /// How the weights of its blocks are kept.
+    pub fn dtype(&self) -> Dtype {
+        self.body.dtype()
     }
 
     /// Captions, each its token ids (padding at the end may be there or not), to embeddings

@@ -8,6 +8,7 @@ use crate::gpu::Precision;
 use crate::image::{Limits, Pixels, Preprocessor};
 use crate::text::Tokenizer;
 use crate::towers::{DualEncoder, ImageTower, ImageTowerStream, TextTower, TextTowerStream};
+use crate::weights::Dtype;
 use crate::{Error, ModelConfig};
 
 /// A model in the making, from the bytes of a model folder's files as they arrive.
@@ -149,7 +150,7 @@ export interface ModelInfo {
     vocabSize: number;
     towers: (\"image\" | \"text\")[];
     parameters: number;
-    dtype: \"f32\" | \"f16\";
+    dtype: \"f32\" | \"f16\" | \"int8\" | \"int4\";
 }
 ";
 
@@ -169,8 +170,9 @@ impl Model {
             _ => config.text.parameters(),
         });
         let encoder = &self.encoder;
-        let half = encoder.image.as_ref().is_some_and(ImageTower::is_half)
-            || encoder.text.as_ref().is_some_and(TextTower::is_half);
+        let image = encoder.image.as_ref().map(ImageTower::dtype);
+        let dtype = image.or_else(|| encoder.text.as_ref().map(TextTower::dtype));
+        let dtype = dtype.unwrap_or(Dtype::F32).to_string();
         object(&Info {
             name: &config.name,
             note: config.note.as_deref(),
@@ -182,7 +184,7 @@ impl Model {
             vocab_size: config.text.vocab_size,
             towers: towers().map(|(tower, _)| *tower).collect(),
             parameters: parameters.sum(),
-            dtype: if half { "f16" } else { "f32" },
+            dtype: &dtype,
         })
     }
 
