@@ -335,6 +335,9 @@ pub struct Rows {
     /// What to do with a row that cannot be read
     #[arg(long, env = "ERNIE_VIL_ON_ERROR", default_value = "stop", value_enum)]
     pub on_error: OnError,
+    /// Take only this many rows, from the first on: AIC-ICC is scored on 10000
+    #[arg(long, env = "ERNIE_VIL_LIMIT", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -382,6 +385,27 @@ pub enum ReportFormat {
     Json,
 }
 
+/// A test set that figures were published for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TestSet {
+    /// COCO-CN's test split, 1,000 pairs
+    CocoCn,
+    /// AIC-ICC's validation set, the first 10,000 pairs (--limit 10000)
+    AicIcc,
+}
+
+/// A test set in Chinese-CLIP's form.
+#[derive(Debug, Clone, Args)]
+pub struct Related {
+    /// Captions in Chinese-CLIP's form (X_texts.jsonl), each with the ids of its images. Scores by Chinese-CLIP's
+    /// protocol, where every image of a caption and every caption of an image counts; together with --images
+    #[arg(long, env = "ERNIE_VIL_TEXTS", value_name = "FILE", requires = "images")]
+    pub texts: Option<PathBuf>,
+    /// The images that --texts speaks of (X_imgs.tsv): image id, tab, image in base64
+    #[arg(long, env = "ERNIE_VIL_IMAGES_FILE", value_name = "FILE", requires = "texts")]
+    pub images: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct Score {
     /// The vectors: .out, .safetensors, or NAME.text.npy beside NAME.image.npy
@@ -397,15 +421,31 @@ pub struct Score {
     /// The published release whose scores to show beside these
     #[arg(long, env = "ERNIE_VIL_RELEASE", value_enum)]
     pub release: Option<Release>,
+    /// The test set that the vectors are of, to show the scores that were published for it [default: coco-cn, where
+    /// the release is known]
+    #[arg(long, env = "ERNIE_VIL_SET", value_enum)]
+    pub set: Option<TestSet>,
+    /// Score only this many rows, from the first on: AIC-ICC is scored on 10000
+    #[arg(long, env = "ERNIE_VIL_LIMIT", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    #[command(flatten)]
+    pub related: Related,
 }
 
 #[derive(Debug, Args)]
 pub struct Eval {
     #[command(flatten)]
     pub model: ModelArg,
-    /// The pairs: caption, tab, image id, tab, image in base64; without it the 40 recorded ones
+    /// The pairs: caption, tab, image id, tab, image in base64; without it the 1,000 pairs that "scenes" is tested
+    /// with
     #[arg(long, short, env = "ERNIE_VIL_INPUT", value_name = "FILE")]
     pub input: Option<PathBuf>,
+    #[command(flatten)]
+    pub related: Related,
+    /// The test set that the pairs are, to show the scores that were published for it [default: coco-cn, where the
+    /// model is a published one]
+    #[arg(long, env = "ERNIE_VIL_SET", value_enum)]
+    pub set: Option<TestSet>,
     #[command(flatten)]
     pub rows: Rows,
     #[command(flatten)]

@@ -62,7 +62,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Info(args) => info::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Embed(args) => embed::run(args, global),
-        Command::Score(args) => score::run(args),
+        Command::Score(args) => score::run(args, global),
         Command::Eval(args) => eval::run(args, global),
         Command::Search(args) => search::run(args, global),
         #[cfg(feature = "serve")]

@@ -322,6 +322,8 @@ fn validate(trainer: &Trainer, config: &ModelConfig, vocab: &[u8], path: &Path, 
     let options = Options {
         batch_size: 64,
         on_error: OnError::Stop,
+        limit: None,
+        images_only: false,
     };
     let reader = PairReader::new(file);
     let all = pipeline::embed_all(&model, reader, &name, &options, &Times::default(), |_| ())?;
