@@ -51,6 +51,8 @@ pub enum Command {
     Score(Score),
     /// Embed a file of caption-image pairs and compute recall, in one go
     Eval(Eval),
+    /// Say which of some labels pictures fit, without training
+    Classify(Classify),
     /// Find the pictures of a folder that fit a text or another picture
     Search(Search),
     /// Serve embeddings, search, the demo page and model folders over HTTP
@@ -146,6 +148,15 @@ pub enum Release {
     First,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Preprocessing {
+    /// As the original does: OpenCV's bilinear resize
+    #[value(name = "ernie-vil-2.0")]
+    Original,
+    /// As PaddleNLP's ernie_vil-2.0-base-zh does: Pillow's bicubic resize with antialiasing
+    Paddlenlp,
+}
+
 #[derive(Debug, Args)]
 pub struct Target {
     /// The model folder to make
@@ -157,7 +168,12 @@ pub struct Target {
     /// Cut the weights into files of at most this size, for browsers: 32MB (2^20 bytes each), 500KB, bytes
     #[arg(long, env = "ERNIE_VIL_SHARD_SIZE", value_name = "SIZE", value_parser = size)]
     pub shard_size: Option<u64>,
-    /// Tokens of a caption at most, [CLS] and [SEP] included; longer ones are cut. 48, or as the folder has it
+    /// How images are preprocessed: as by the original, or as by PaddleNLP (bicubic with antialiasing), whose vectors
+    /// differ slightly. The original's, or as the folder has it
+    #[arg(long, env = "ERNIE_VIL_PREPROCESSING", value_enum)]
+    pub preprocessing: Option<Preprocessing>,
+    /// Tokens of a caption at most, [CLS] and [SEP] included; longer ones are cut. 48 (64 with --preprocessing
+    /// paddlenlp), or as the folder has it
     #[arg(long, env = "ERNIE_VIL_MAX_TOKENS", value_name = "N")]
     pub max_tokens: Option<usize>,
     /// Replace the folder where there is one
@@ -453,6 +469,52 @@ pub struct Eval {
     /// How to print the scores
     #[arg(long, env = "ERNIE_VIL_REPORT", default_value = "table", value_enum)]
     pub format: ReportFormat,
+}
+
+#[derive(Debug, Args)]
+pub struct Classify {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// The labels, with commas between
+    #[arg(
+        long,
+        env = "ERNIE_VIL_LABELS",
+        value_name = "LABEL",
+        value_delimiter = ',',
+        required_unless_present = "labels_file"
+    )]
+    pub labels: Vec<String>,
+    /// A file of labels, one a line
+    #[arg(long, env = "ERNIE_VIL_LABELS_FILE", value_name = "FILE")]
+    pub labels_file: Option<PathBuf>,
+    /// A caption with {} in the label's place; of several, the mean is taken [default: the label alone]
+    #[arg(
+        long,
+        env = "ERNIE_VIL_TEMPLATE",
+        value_name = "TEXT",
+        conflicts_with = "ensemble"
+    )]
+    pub template: Vec<String>,
+    /// The mean over a dozen templates
+    #[arg(long, env = "ERNIE_VIL_ENSEMBLE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub ensemble: bool,
+    /// How many labels to show
+    #[arg(
+        long,
+        short = 'k',
+        env = "ERNIE_VIL_TOP",
+        default_value_t = 5,
+        value_name = "N"
+    )]
+    pub top: usize,
+    /// Print JSON, one object a picture
+    #[arg(long, env = "ERNIE_VIL_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// The pictures
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -84,6 +84,7 @@ fn configured(config: &RunConfig, device: cli::Device) -> Result<Model> {
         text: convert::text_config(&config.text_model_config)?,
         preprocessing: Preprocessing::Original,
         max_text_tokens: config.max_text_seqlen,
+        logit_scale: convert::logit_scale(&checkpoint)?,
         // A model folder has one; here the checkpoint would have to be read twice for it.
         fingerprint: format!("{} without a model folder", config.init_from_params.display()),
         sources: Vec::new(),

@@ -240,7 +240,7 @@ fn prepare_batches(
     times: &Times,
     out: &SyncSender<Result<Prepared>>,
 ) {
-    let preprocessor = Preprocessor::new(model.config().image.image_size);
+    let preprocessor = Preprocessor::of(model.config());
     // Why the last image of the batches before cannot be used.
     let mut before = Ok(());
     for batch in raw {

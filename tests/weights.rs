@@ -1062,7 +1062,16 @@ struct Folder {
 fn converted(source: &dyn TensorSource, name: &str, dtype: Dtype) -> Folder {
     let (image, text) = model_configs(name);
     let (mut image_out, mut text_out) = (Vec::new(), Vec::new());
-    let converted = convert(source, &image, &text, dtype, &mut image_out, &mut text_out).unwrap();
+    let converted = convert(
+        source,
+        &image,
+        &text,
+        Preprocessing::Original,
+        dtype,
+        &mut image_out,
+        &mut text_out,
+    )
+    .unwrap();
     assert_eq!(converted.fingerprint.len(), 64);
     Folder {
         image: image_out,
@@ -1445,6 +1454,7 @@ proptest! {
             text: ErnieConfig::base(),
             preprocessing: Preprocessing::Original,
             max_text_tokens: 48,
+            logit_scale: Some(14.5),
             fingerprint: "0".repeat(64),
             sources: Vec::new(),
         };

@@ -316,7 +316,9 @@ pub fn request(bytes: &[u8]) {
                 of(&body.input);
                 body.labels.iter().for_each(|labels| of(labels));
                 named(body.model);
-                assert!((1..=1000).contains(&body.k) && body.temperature > 0.0);
+                assert!((1..=1000).contains(&body.k) && body.temperature.is_none_or(|value| value > 0.0));
+                assert!((1..=64).contains(&body.templates.len()));
+                assert!(body.templates.iter().all(|template| template.contains("{}")));
             }
             Err(error) => problem(error),
         }
