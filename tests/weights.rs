@@ -1160,9 +1160,17 @@ fn the_fingerprint_stands_for_values_and_settings() {
     let (image, text) = model_configs("tiny");
     let of = |source: &dyn TensorSource, image: &VitConfig| {
         let outs = (&mut Vec::new(), &mut Vec::new());
-        convert(source, image, &text, Dtype::F32, outs.0, outs.1)
-            .unwrap()
-            .fingerprint
+        convert(
+            source,
+            image,
+            &text,
+            Preprocessing::Original,
+            Dtype::F32,
+            outs.0,
+            outs.1,
+        )
+        .unwrap()
+        .fingerprint
     };
     assert_eq!(of(&checkpoint, &image), fingerprint);
     let other_heads = VitConfig {
@@ -1251,6 +1259,7 @@ fn nothing_is_written_where_the_source_does_not_fit() {
         &checkpoint,
         &image,
         &text,
+        Preprocessing::Original,
         Dtype::F32,
         &mut image_out,
         &mut text_out,
