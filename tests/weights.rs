@@ -1063,7 +1063,16 @@ struct Folder {
 fn converted(source: &dyn TensorSource, name: &str, dtype: Dtype) -> Folder {
     let (image, text) = model_configs(name);
     let (mut image_out, mut text_out) = (Vec::new(), Vec::new());
-    let converted = convert(source, &image, &text, dtype, &mut image_out, &mut text_out).unwrap();
+    let converted = convert(
+        source,
+        &image,
+        &text,
+        Preprocessing::Original,
+        dtype,
+        &mut image_out,
+        &mut text_out,
+    )
+    .unwrap();
     assert_eq!(converted.fingerprint.len(), 64);
     Folder {
         image: image_out,
@@ -1152,9 +1161,17 @@ fn the_fingerprint_stands_for_values_and_settings() {
     let (image, text) = model_configs("tiny");
     let of = |source: &dyn TensorSource, image: &VitConfig| {
         let outs = (&mut Vec::new(), &mut Vec::new());
-        convert(source, image, &text, Dtype::F32, outs.0, outs.1)
-            .unwrap()
-            .fingerprint
+        convert(
+            source,
+            image,
+            &text,
+            Preprocessing::Original,
+            Dtype::F32,
+            outs.0,
+            outs.1,
+        )
+        .unwrap()
+        .fingerprint
     };
     assert_eq!(of(&checkpoint, &image), fingerprint);
     let other_heads = VitConfig {
@@ -1243,6 +1260,7 @@ fn nothing_is_written_where_the_source_does_not_fit() {
         &checkpoint,
         &image,
         &text,
+        Preprocessing::Original,
         Dtype::F32,
         &mut image_out,
         &mut text_out,
@@ -1446,6 +1464,7 @@ proptest! {
             text: ErnieConfig::base(),
             preprocessing: Preprocessing::Original,
             max_text_tokens: 48,
+            logit_scale: Some(14.5),
             fingerprint: "0".repeat(64),
             sources: Vec::new(),
         };

@@ -21,8 +21,10 @@ export interface WasmInfo {
   parameters: number;
   dtype: "f32" | "f16";
   note: string | null;
-  /** What cosines are multiplied by before a softmax, where the model says so. */
-  logitScale?: number;
+  /** What cosines are multiplied by before a softmax. */
+  logitScale: number;
+  /** The prompts of an ensemble. */
+  templates: string[];
 }
 
 /** Takes a model's weights piece by piece. */

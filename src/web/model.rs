@@ -3,6 +3,7 @@ use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
 use super::{object, place, thrown};
+use crate::classify::TEMPLATES;
 #[cfg(feature = "wgpu")]
 use crate::gpu::Precision;
 use crate::image::{Limits, Pixels, Preprocessor};
@@ -129,6 +130,10 @@ struct Info<'a> {
     fingerprint: &'a str,
     dimensions: usize,
     max_text_tokens: usize,
+    /// What cosines are multiplied by before a softmax.
+    logit_scale: f64,
+    /// The prompts of an ensemble.
+    templates: &'a [&'a str],
     image_size: usize,
     vocab_size: usize,
     towers: Vec<&'a str>,
@@ -146,6 +151,8 @@ export interface ModelInfo {
     fingerprint: string;
     dimensions: number;
     maxTextTokens: number;
+    logitScale: number;
+    templates: string[];
     imageSize: number;
     vocabSize: number;
     towers: (\"image\" | \"text\")[];
@@ -180,6 +187,8 @@ impl Model {
             fingerprint: &config.fingerprint,
             dimensions: config.image.width(),
             max_text_tokens: config.max_text_tokens,
+            logit_scale: config.scale(),
+            templates: &TEMPLATES,
             image_size: config.image.image_size(),
             vocab_size: config.text.vocab_size,
             towers: towers().map(|(tower, _)| *tower).collect(),
@@ -247,6 +256,6 @@ impl Model {
     }
 
     fn preprocessor(&self) -> Preprocessor {
-        Preprocessor::new(self.encoder.config.image.image_size())
+        Preprocessor::of(&self.encoder.config)
     }
 }

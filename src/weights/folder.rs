@@ -461,6 +461,7 @@ pub fn convert(
     source: &dyn TensorSource,
     image: impl Into<ImageConfig>,
     text: &ErnieConfig,
+    preprocessing: Preprocessing,
     dtype: Dtype,
     image_out: &mut impl Write,
     text_out: &mut impl Write,
@@ -476,7 +477,7 @@ pub fn convert(
     let settings = [
         serde_json::to_string(&image),
         serde_json::to_string(text),
-        serde_json::to_string(&Preprocessing::Original),
+        serde_json::to_string(&preprocessing),
     ];
     fingerprint.update("ernie-vil weights 1\n");
     for line in settings {
