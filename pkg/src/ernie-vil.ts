@@ -30,8 +30,9 @@ export interface LoadOptions {
   /** The towers that are needed; all of the model's where nothing is said. A search box over ready vectors needs `["text"]`. */
   towers?: readonly Tower[];
   /**
-   * How the weights are kept. `"auto"` (the default): on a GPU as they are in the model's files, which loses nothing; on the CPU in single
-   * precision. `"f16"` halves a GPU's memory; the CPU does not have it. Vectors are computed in single precision either way.
+   * How the weights are kept. `"auto"` (the default): as they are in the model's files, which loses nothing; on the CPU those in half
+   * precision in single. `"f16"` halves a GPU's memory; the CPU does not have it. Files in `int8` or `int4` (`ernie-vil convert --dtype`)
+   * are a quarter or a seventh as large, also in memory. Vectors are computed in single precision either way.
    */
   dtype?: "auto" | "f32" | "f16";
   /** Whether files are kept for later visits (default: yes). In Node, Deno and Bun: the path of a folder to keep them in. */
@@ -104,7 +105,7 @@ export interface ModelInfo {
   /** Weights of these towers. */
   parameters: number;
   /** How the weights are kept. */
-  dtype: "f32" | "f16";
+  dtype: "f32" | "f16" | "int8" | "int4";
   /** A remark on the weights, that they are random for example. */
   note: string | null;
   /** The version of the module. */

@@ -19,7 +19,7 @@ export interface WasmInfo {
   vocabSize: number;
   towers: Tower[];
   parameters: number;
-  dtype: "f32" | "f16";
+  dtype: "f32" | "f16" | "int8" | "int4";
   note: string | null;
   /** What cosines are multiplied by before a softmax. */
   logitScale: number;
