@@ -11,7 +11,7 @@ use ernie_vil::recall;
 use ernie_vil::towers::DualEncoder;
 use ernie_vil::vectors::Embeddings;
 use ernie_vil::weights::RandomWeights;
-use ernie_vil::{ErnieConfig, ModelConfig, Preprocessing, VitConfig};
+use ernie_vil::{ModelConfig, Preprocessing};
 use serde_json::{Value, json};
 
 use crate::cli::{self, Stage, Structure};
@@ -75,25 +75,19 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
 }
 
 fn random_config(structure: Structure) -> ModelConfig {
-    let (name, image, text) = match structure {
-        Structure::BaseVit => (
-            "Base (ViT) with random weights",
-            VitConfig::base(),
-            ErnieConfig::base(),
-        ),
-        Structure::LargeVit => (
-            "Large (ViT) with random weights",
-            VitConfig::large(),
-            ErnieConfig::large(),
-        ),
+    let structure = match structure {
+        Structure::BaseVit => ernie_vil::Structure::BaseVit,
+        Structure::LargeVit => ernie_vil::Structure::LargeVit,
+        Structure::BaseCnn => ernie_vil::Structure::BaseCnn,
+        Structure::LargeCnn => ernie_vil::Structure::LargeCnn,
     };
     ModelConfig {
         format: ModelConfig::FORMAT,
-        name: name.into(),
+        name: format!("{} with random weights", structure.name()),
         published: None,
         note: Some("random weights".into()),
-        image: image.into(),
-        text,
+        image: structure.image(),
+        text: structure.text(),
         preprocessing: Preprocessing::Original,
         max_text_tokens: 48,
         logit_scale: None,

@@ -696,6 +696,10 @@ pub enum Structure {
     BaseVit,
     /// ViT-L/14 and ERNIE 3.0 Large
     LargeVit,
+    /// EfficientNet-B5 and ERNIE 2.0 Base
+    BaseCnn,
+    /// EfficientNet-L2 and ERNIE 2.0 Large
+    LargeCnn,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

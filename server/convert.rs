@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ernie_vil::text::Tokenizer;
 use ernie_vil::weights::{
     Bits, Dtype, HashingWriter, Manifest, ManifestFile, Renamed, SafetensorsFile, Shard, TensorSource,
-    Together, infer_type_tables, infer_vision_config, text_config_from_original, vision_config_from_original,
+    Together, image_config_from_json, infer_type_tables, infer_vision_config, text_config_from_original,
 };
 use ernie_vil::{ErnieConfig, ImageConfig, ModelConfig, ModelSource, Preprocessing, Published};
 use sha2::{Digest, Sha256};
@@ -402,8 +402,7 @@ pub fn text_config(path: &Path) -> Result<ErnieConfig> {
 }
 
 pub fn image_config(path: &Path) -> Result<ImageConfig> {
-    vision_config_from_original(&model::read(path, model::LARGEST_CONFIG)?)
-        .map(ImageConfig::Vit)
+    image_config_from_json(&model::read(path, model::LARGEST_CONFIG)?)
         .with_context(|| path.display().to_string())
 }
 

@@ -50,6 +50,14 @@ fn print(config: &ModelConfig, manifest: Option<&Manifest>) {
             "ViT, {} px, patches of {} px, width {}, {} blocks, {} heads",
             vit.image_size, vit.patch_size, vit.width, vit.depth, vit.heads
         ),
+        ImageConfig::EfficientNet(net) => format!(
+            "EfficientNet, {} px, {} times the channels and {} times the blocks of B0, {} blocks, width {}",
+            net.image_size,
+            net.width_multiplier,
+            net.depth_multiplier,
+            net.blocks().len(),
+            net.width()
+        ),
     };
     println!(
         "image tower   {image}, {:.1} M parameters",

@@ -1,8 +1,12 @@
 //! The sizes of the two towers and what else a model folder's `config.json` says.
 
+mod efficientnet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, weights};
+
+pub use efficientnet::{EfficientNetBlock, EfficientNetConfig};
 
 /// No width, depth or count in a configuration may be larger: the largest published model stays
 /// far below, and sizes that are products of two such numbers cannot overflow.
@@ -82,19 +86,13 @@ impl VitConfig {
     /// # Errors
     /// [`Error::Config`] names the field, its value and what was expected.
     pub fn validate(&self) -> Result<()> {
-        size("image.image_size", self.image_size)?;
+        image_size(self.image_size)?;
         size("image.patch_size", self.patch_size)?;
         size("image.width", self.width)?;
         size("image.heads", self.heads)?;
         size("image.mlp_width", self.mlp_width)?;
         blocks("image.depth", self.depth)?;
         epsilon("image.epsilon", self.epsilon)?;
-        if self.image_size > 1 << 13 {
-            return Err(Error::Config(format!(
-                "image.image_size is {}, expected at most 8192",
-                self.image_size
-            )));
-        }
         multiple(
             "image.image_size",
             self.image_size,
@@ -107,11 +105,21 @@ impl VitConfig {
 
 /// The image tower: which kind it is, and its sizes.
 ///
-/// In JSON a vision transformer is its sizes alone.
+/// In JSON a vision transformer is its sizes alone; others say what they are.
+///
+/// ```
+/// use ernie_vil::{EfficientNetConfig, ImageConfig};
+/// let json = r#"{"kind": "efficientnet", "image_size": 456, "width_multiplier": 1.6, "depth_multiplier": 2.2}"#;
+/// let config: ImageConfig = serde_json::from_str(json)?;
+/// assert_eq!(config, EfficientNetConfig::b5().into());
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub enum ImageConfig {
     /// A vision transformer.
     Vit(VitConfig),
+    /// A convolutional network.
+    EfficientNet(EfficientNetConfig),
 }
 
 impl ImageConfig {
@@ -119,6 +127,7 @@ impl ImageConfig {
     pub fn image_size(&self) -> usize {
         match self {
             Self::Vit(vit) => vit.image_size,
+            Self::EfficientNet(net) => net.image_size,
         }
     }
 
@@ -126,13 +135,16 @@ impl ImageConfig {
     pub fn width(&self) -> usize {
         match self {
             Self::Vit(vit) => vit.width,
+            Self::EfficientNet(net) => net.width(),
         }
     }
 
-    /// Places of an image that the tower looks at beside one another: patches.
+    /// Places of an image that the tower looks at beside one another: patches, or what is left of the pixels at the
+    /// end.
     pub fn patches(&self) -> usize {
         match self {
             Self::Vit(vit) => vit.patches(),
+            Self::EfficientNet(net) => net.image_size.div_ceil(32).pow(2),
         }
     }
 
@@ -148,21 +160,53 @@ impl ImageConfig {
     pub fn validate(&self) -> Result<()> {
         match self {
             Self::Vit(vit) => vit.validate(),
+            Self::EfficientNet(net) => net.validate(),
         }
     }
 }
 
 impl Serialize for ImageConfig {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        #[serde(tag = "kind")]
+        enum Tagged<'a> {
+            #[serde(rename = "efficientnet")]
+            EfficientNet(&'a EfficientNetConfig),
+        }
         match self {
             Self::Vit(vit) => vit.serialize(serializer),
+            Self::EfficientNet(net) => Tagged::EfficientNet(net).serialize(serializer),
         }
     }
 }
 
 impl<'de> Deserialize<'de> for ImageConfig {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        VitConfig::deserialize(deserializer).map(Self::Vit)
+        use serde::de::Error;
+        use serde_json::{Map, Value};
+        let mut fields = Map::deserialize(deserializer)?;
+        let config = match fields.remove("kind") {
+            None => VitConfig::deserialize(Value::Object(fields)).map(Self::Vit),
+            Some(kind) if kind == "efficientnet" => {
+                EfficientNetConfig::deserialize(Value::Object(fields)).map(Self::EfficientNet)
+            }
+            Some(kind) => Err(Error::custom(format_args!(
+                "kind is {kind}, expected \"efficientnet\", or none for a vision transformer"
+            ))),
+        };
+        config.map_err(D::Error::custom)
+    }
+}
+
+impl From<EfficientNetConfig> for ImageConfig {
+    fn from(net: EfficientNetConfig) -> Self {
+        Self::EfficientNet(net)
+    }
+}
+
+impl From<&EfficientNetConfig> for ImageConfig {
+    fn from(net: &EfficientNetConfig) -> Self {
+        Self::EfficientNet(net.clone())
     }
 }
 
@@ -309,6 +353,65 @@ impl ErnieConfig {
     }
 }
 
+/// The structures of the original's paper.
+///
+/// ```
+/// use ernie_vil::Structure;
+/// let names = Structure::ALL.map(Structure::name);
+/// assert_eq!(names, ["Base (ViT)", "Large (ViT)", "Base (CNN)", "Large (CNN)"]);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Structure {
+    /// ViT-B/16 and ERNIE 3.0 Base.
+    BaseVit,
+    /// ViT-L/14 and ERNIE 3.0 Large.
+    LargeVit,
+    /// EfficientNet-B5 and ERNIE 2.0 Base.
+    BaseCnn,
+    /// EfficientNet-L2 and ERNIE 2.0 Large.
+    LargeCnn,
+}
+
+impl Structure {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::BaseVit, Self::LargeVit, Self::BaseCnn, Self::LargeCnn];
+
+    /// What the original calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BaseVit => "Base (ViT)",
+            Self::LargeVit => "Large (ViT)",
+            Self::BaseCnn => "Base (CNN)",
+            Self::LargeCnn => "Large (CNN)",
+        }
+    }
+
+    /// The image tower's sizes. The original never published what its CNNs put on top of the pooled channels; here it
+    /// is a linear layer to the text tower's width.
+    pub fn image(self) -> ImageConfig {
+        let projected = |net| EfficientNetConfig {
+            projection: Some(self.text().width),
+            ..net
+        };
+        match self {
+            Self::BaseVit => VitConfig::base().into(),
+            Self::LargeVit => VitConfig::large().into(),
+            Self::BaseCnn => projected(EfficientNetConfig::b5()).into(),
+            Self::LargeCnn => projected(EfficientNetConfig::l2()).into(),
+        }
+    }
+
+    /// The text tower's sizes.
+    pub fn text(self) -> ErnieConfig {
+        match self {
+            Self::BaseVit => ErnieConfig::base(),
+            Self::LargeVit => ErnieConfig::large(),
+            Self::BaseCnn => ErnieConfig::ernie2_base(),
+            Self::LargeCnn => ErnieConfig::ernie2_large(),
+        }
+    }
+}
+
 /// How an image becomes the tensor that the image tower takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Preprocessing {
@@ -432,15 +535,10 @@ impl ModelConfig {
     /// # Ok::<(), ernie_vil::Error>(())
     /// ```
     pub fn structure(&self) -> &'static str {
-        let is =
-            |image: VitConfig, text: ErnieConfig| self.image == ImageConfig::Vit(image) && self.text == text;
-        if is(VitConfig::base(), ErnieConfig::base()) {
-            "Base (ViT)"
-        } else if is(VitConfig::large(), ErnieConfig::large()) {
-            "Large (ViT)"
-        } else {
-            "other"
-        }
+        Structure::ALL
+            .into_iter()
+            .find(|structure| structure.image() == self.image && structure.text() == self.text)
+            .map_or("other", Structure::name)
     }
 
     /// Checks every size.
@@ -484,6 +582,16 @@ fn size(field: &str, value: usize) -> Result<()> {
     }
     Err(Error::Config(format!(
         "{field} is {value}, expected 1 to {LARGEST_SIZE}"
+    )))
+}
+
+fn image_size(value: usize) -> Result<()> {
+    const LARGEST: usize = 1 << 13;
+    if (1..=LARGEST).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "image.image_size is {value}, expected 1 to {LARGEST}"
     )))
 }
 

@@ -187,7 +187,7 @@ fn groups(depth: usize) -> usize {
 
 impl Panels {
     /// The panels from `column` on, which begins one.
-    unsafe fn from(self, column: usize, depth: usize) -> Self {
+    pub(super) unsafe fn from(self, column: usize, depth: usize) -> Self {
         unsafe {
             match self {
                 Self::F32(values) => Self::F32(values.add(column * depth)),
@@ -358,7 +358,50 @@ impl PackedMatrix {
         }
     }
 
-    fn panels(&self) -> Panels {
+    /// Columns of a panel.
+    pub(super) fn panel(&self) -> usize {
+        self.panel
+    }
+
+    /// The matrix with row `k` multiplied by `factors[k]`, in `memory`.
+    ///
+    /// # Panics
+    /// Where there is not one factor a row, or where the matrix is of whole numbers.
+    pub(crate) fn scaled(&self, factors: &[f32], mut memory: Buffer, parallel: bool) -> Self {
+        assert_eq!(factors.len(), self.depth, "one factor a row");
+        let Data::F32(values) = &self.data else {
+            panic!("a matrix in single precision");
+        };
+        memory.resize(values.len());
+        let out = Shared(memory.as_mut_ptr());
+        let length = self.panel * self.depth;
+        for_each(values.len() / length, parallel, |p| {
+            // SAFETY: panel `p` is this task's alone.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.get().add(p * length), length) };
+            let rows = values[p * length..].chunks_exact(self.panel).zip(factors);
+            for (out, (row, factor)) in out.chunks_exact_mut(self.panel).zip(rows) {
+                for (out, value) in out.iter_mut().zip(row) {
+                    *out = value * factor;
+                }
+            }
+        });
+        Self {
+            data: Data::F32(memory),
+            depth: self.depth,
+            columns: self.columns,
+            panel: self.panel,
+        }
+    }
+
+    /// The memory of a matrix in single precision, to be used again.
+    pub(crate) fn into_memory(self) -> Buffer {
+        match self.data {
+            Data::F32(memory) => memory,
+            _ => Buffer::default(),
+        }
+    }
+
+    pub(super) fn panels(&self) -> Panels {
         match &self.data {
             Data::F32(values) => Panels::F32(values.as_ptr()),
             Data::Int8(codes, scales) => Panels::Int8(codes.as_ptr(), scales.as_ptr()),
@@ -410,6 +453,8 @@ pub enum Activation {
     None,
     /// x / (1 + e^(-1.702 x)).
     QuickGelu,
+    /// x / (1 + e^-x).
+    Swish,
     /// x (1 + erf(x / sqrt 2)) / 2.
     Gelu,
     /// max(x, 0).
@@ -759,6 +804,7 @@ impl Tile {
             match self.activation {
                 Activation::None => {}
                 Activation::QuickGelu => self.apply::<S, math::QuickGelu>(output, rows),
+                Activation::Swish => self.apply::<S, math::Swish>(output, rows),
                 Activation::Gelu => self.apply::<S, math::Gelu>(output, rows),
                 Activation::Relu => self.apply::<S, math::Relu>(output, rows),
             }
@@ -828,6 +874,7 @@ mod tests {
                 (Activation::None, true, true),
                 (Activation::Gelu, false, true),
                 (Activation::QuickGelu, true, false),
+                (Activation::Swish, false, true),
             ] {
                 let mut out = old.clone();
                 linear(
@@ -854,6 +901,7 @@ mod tests {
                             Activation::QuickGelu => {
                                 assert!((y - x / (1.0 + (-1.702 * x).exp())).abs() < 5e-5)
                             }
+                            Activation::Swish => assert!((y - x / (1.0 + (-x).exp())).abs() < 5e-5),
                             // The exact values are checked in `math`; here that it was applied at all.
                             Activation::Gelu => assert!((y - x / (1.0 + (-1.702 * x).exp())).abs() < 0.03),
                         }

@@ -10,6 +10,7 @@
 
 mod attention;
 mod buffer;
+pub(crate) mod convolution;
 pub(crate) mod int8;
 mod math;
 mod matmul;

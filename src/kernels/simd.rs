@@ -27,6 +27,11 @@ pub(super) trait Simd: Copy {
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// a / b to a few units in the last place, for b between 2^-126 and 2^126.
+    #[inline(always)]
+    unsafe fn quotient(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { Self::div(a, b) }
+    }
     /// a * b + c, with one rounding where the instruction set has that.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
@@ -277,6 +282,16 @@ mod x86 {
         #[inline(always)]
         unsafe fn div(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_div_ps(a, b) }
+        }
+        /// A division keeps its port busy for 16 cycles; an estimate and one step of Newton's method take four
+        /// instructions.
+        #[inline(always)]
+        unsafe fn quotient(a: __m512, b: __m512) -> __m512 {
+            unsafe {
+                let r = _mm512_rcp14_ps(b);
+                let error = _mm512_fnmadd_ps(b, r, _mm512_set1_ps(1.0));
+                _mm512_mul_ps(a, _mm512_fmadd_ps(r, error, r))
+            }
         }
         #[inline(always)]
         unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {

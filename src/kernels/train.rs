@@ -205,6 +205,7 @@ unsafe fn activate_with<S: Simd>(x: *const f32, out: *mut f32, n: usize, activat
             let v = match activation {
                 Activation::None => v,
                 Activation::QuickGelu => math::quick_gelu::<S>(v),
+                Activation::Swish => math::swish::<S>(v),
                 Activation::Gelu => math::gelu::<S>(v),
                 Activation::Relu => S::max(S::splat(0.0), v),
             };
@@ -229,7 +230,8 @@ unsafe fn slope_with<S: Simd>(
             let g = load_up_to::<S>(gradient.add(i), some);
             let g = match activation {
                 Activation::None => g,
-                Activation::QuickGelu => S::mul(g, quick_gelu_slope::<S>(v)),
+                Activation::QuickGelu => S::mul(g, times_sigmoid_slope::<S>(v, 1.702)),
+                Activation::Swish => S::mul(g, times_sigmoid_slope::<S>(v, 1.0)),
                 Activation::Gelu => S::mul(g, gelu_slope::<S>(v)),
                 Activation::Relu => {
                     // 1 above zero: there is no comparison among the operations.
@@ -242,12 +244,12 @@ unsafe fn slope_with<S: Simd>(
     }
 }
 
-/// With s = 1 / (1 + e^(-1.702 x)): s + 1.702 x s (1 - s).
+/// With s = 1 / (1 + e^-z) and z = steepness x: s + z s (1 - s).
 #[inline(always)]
-unsafe fn quick_gelu_slope<S: Simd>(x: S::V) -> S::V {
+unsafe fn times_sigmoid_slope<S: Simd>(x: S::V, steepness: f32) -> S::V {
     unsafe {
         let one = S::splat(1.0);
-        let z = S::mul(x, S::splat(1.702));
+        let z = S::mul(x, S::splat(steepness));
         let e = math::exp::<S>(S::sub(S::splat(0.0), z));
         let s = S::div(one, S::add(one, e));
         S::mul(s, S::mul_add(z, S::sub(one, s), one))

@@ -7,6 +7,7 @@ use super::load::{Layered, Loader, Words, image_blocks, text_blocks};
 use super::{ImageBody, ImageTower, Later, Observe, Step, TextBody, TextTower};
 use crate::config::{Activation as TextActivation, ErnieConfig, VitConfig};
 use crate::gpu::{Epilogue, Gpu, GpuBuffer, GpuLinear, GpuNorm, GpuSequences, GpuUniform, Part, Recorder};
+use crate::kernels::convolution::Map;
 use crate::kernels::{AttentionShape, Sequence};
 use crate::weights::{Dtype, Quantised, RandomWeights, TensorData};
 use crate::{Error, Result};
@@ -534,7 +535,8 @@ impl ImageBody for GpuVit {
         Box::pin(self.forward(pixels, batch, None))
     }
 
-    fn trace(&self, pixels: &[f32], batch: usize) -> Result<Vec<Step>> {
+    fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>> {
+        let batch = pixels.len() / (3 * size.pixels());
         let mut steps = Vec::new();
         wait(self.forward(pixels, batch, Some(&mut steps)))?;
         Ok(steps)

@@ -43,7 +43,7 @@ pub(super) struct Block {
 /// The buffers of one forward pass. Rows stand a cache line further apart than they are wide, since
 /// rows a power of two apart fall into the same few cache sets.
 #[derive(Default)]
-struct Workspace {
+pub(super) struct Workspace {
     tokens: Buffer,
     normed: Buffer,
     query: Buffer,
@@ -210,10 +210,10 @@ impl Block {
 
 /// Buffers that are not in use.
 #[derive(Default)]
-struct Pool(Mutex<Vec<Workspace>>);
+pub(super) struct Pool<W = Workspace>(Mutex<Vec<W>>);
 
-impl Pool {
-    fn with<T>(&self, f: impl FnOnce(&mut Workspace) -> T) -> T {
+impl<W: Default> Pool<W> {
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut W) -> T) -> T {
         let taken = self.0.lock().ok().and_then(|mut free| free.pop());
         let mut work = taken.unwrap_or_default();
         let result = f(&mut work);
@@ -229,7 +229,7 @@ impl Pool {
 ///
 /// A thread on its own waits for nobody and keeps its activations in its cache, so that is the rule, as
 /// soon as there is enough for each thread; the rest is what would leave threads idle.
-fn runs(items: usize, rows: usize) -> (usize, usize) {
+pub(super) fn runs(items: usize, rows: usize) -> (usize, usize) {
     /// Below this a thread would spend its time waiting for the weights.
     const LEAST_ROWS: usize = 96;
     /// Above this the activations would leave the cache.

@@ -9,6 +9,7 @@
 //! - captions are computed at their true length;
 //! - the word table stays on the host, and only the rows in use go to the device.
 
+mod efficientnet;
 mod ernie;
 #[cfg(feature = "wgpu")]
 mod gpu;
@@ -23,6 +24,7 @@ use std::pin::Pin;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+pub use efficientnet::EfficientNet;
 pub use ernie::Ernie;
 #[cfg(feature = "wgpu")]
 pub use gpu::check_gpu;
@@ -32,9 +34,11 @@ pub use vit::Vit;
 #[cfg(feature = "wgpu")]
 use crate::gpu::Gpu;
 use crate::kernels::Rows;
+use crate::kernels::convolution::Map;
 use crate::vectors::Embeddings;
 use crate::weights::{self, Dtype, TensorSource};
 use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
+use efficientnet::HostEfficientNet;
 #[cfg(feature = "wgpu")]
 use gpu::{GpuErnie, GpuVit};
 use host::{HostErnie, HostVit};
@@ -98,6 +102,11 @@ impl<'a> Observe<'a> {
         }
     }
 
+    /// Whether anybody wants to see them.
+    fn is_on(&self) -> bool {
+        self.steps.is_some()
+    }
+
     fn leave(&mut self) {
         self.inside = None;
     }
@@ -141,15 +150,16 @@ trait ImageBody: Send + Sync {
     /// As [`ImageBody::embed`], without blocking.
     fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a>;
 
-    fn trace(&self, pixels: &[f32], batch: usize) -> Result<Vec<Step>>;
+    /// Every step of the way of images of this size, which a transformer is not asked for any but its own.
+    fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>>;
 
     /// How its weights are kept.
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
 
-    /// The Burn module, where it is one.
-    fn vit(&self) -> Option<&Vit> {
+    /// The embeddings on the device, where it is a Burn module.
+    fn forward(&self, _pixels: &Tensor<4>) -> Option<Tensor<2>> {
         None
     }
 }
@@ -172,10 +182,36 @@ impl ImageBody for HostVit {
         Box::pin(async move { self.embed(pixels, batch) })
     }
 
-    fn trace(&self, pixels: &[f32], batch: usize) -> Result<Vec<Step>> {
+    fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>> {
+        let batch = pixels.len() / (3 * size.pixels());
         let mut steps = Vec::new();
         self.forward_observed(pixels, &mut vec![0.0; batch * self.width()], &mut steps);
         Ok(steps)
+    }
+}
+
+impl ImageBody for HostEfficientNet {
+    fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
+        let mut output = vec![0.0; batch * self.width()];
+        self.forward(pixels, square(pixels, batch), &mut output);
+        Ok(output)
+    }
+
+    fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
+        Box::pin(async move { self.embed(pixels, batch) })
+    }
+
+    fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>> {
+        Ok(self.forward_observed(pixels, size))
+    }
+}
+
+/// The size of each of `batch` square images.
+fn square(pixels: &[f32], batch: usize) -> Map {
+    let size = (pixels.len() / (3 * batch)).isqrt();
+    Map {
+        height: size,
+        width: size,
     }
 }
 
@@ -185,36 +221,64 @@ struct OnDevice<T> {
     device: Device,
 }
 
-impl OnDevice<Vit> {
-    fn upload(&self, pixels: &[f32], batch: usize) -> Tensor<4> {
-        let size = (pixels.len() / (3 * batch)).isqrt();
+/// An image tower as a Burn module.
+trait ImageModule: Send + Sync {
+    fn observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2>;
+}
+
+impl ImageModule for Vit {
+    fn observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
+        self.forward_observed(pixels, observe)
+    }
+}
+
+impl ImageModule for EfficientNet {
+    fn observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
+        self.forward_observed(pixels, observe)
+    }
+}
+
+impl<M: ImageModule> OnDevice<M> {
+    fn embeddings(&self, pixels: Tensor<4>) -> Tensor<2> {
+        self.module.observed(pixels, &mut Observe::new("visual", None))
+    }
+
+    fn upload(&self, pixels: &[f32], size: Map) -> Tensor<4> {
+        let batch = pixels.len() / (3 * size.pixels());
         Tensor::from_data(
-            TensorData::new(pixels.to_vec(), [batch, 3, size, size]),
+            TensorData::new(pixels.to_vec(), [batch, 3, size.height, size.width]),
             &self.device,
         )
     }
 }
 
-impl ImageBody for OnDevice<Vit> {
+impl<M: ImageModule> ImageBody for OnDevice<M> {
     fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
-        Ok(host_values(self.module.forward(self.upload(pixels, batch))))
+        let pixels = self.upload(pixels, square(pixels, batch));
+        Ok(host_values(self.embeddings(pixels)))
     }
 
     fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
-        Box::pin(async move { host_values_async(self.module.forward(self.upload(pixels, batch))).await })
+        let pixels = self.upload(pixels, square(pixels, batch));
+        Box::pin(async move { host_values_async(self.embeddings(pixels)).await })
     }
 
-    fn trace(&self, pixels: &[f32], batch: usize) -> Result<Vec<Step>> {
+    fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>> {
         let mut steps = Vec::new();
-        let pixels = self.upload(pixels, batch);
+        let pixels = self.upload(pixels, size);
         self.module
-            .forward_observed(pixels, &mut Observe::new("visual", Some(&mut steps)));
+            .observed(pixels, &mut Observe::new("visual", Some(&mut steps)));
         Ok(steps)
     }
 
-    fn vit(&self) -> Option<&Vit> {
-        Some(&self.module)
+    fn forward(&self, pixels: &Tensor<4>) -> Option<Tensor<2>> {
+        Some(self.embeddings(pixels.clone()))
     }
+}
+
+#[cfg(feature = "wgpu")]
+fn not_on_gpu() -> Error {
+    Error::Device("an EfficientNet does not run on this crate's kernels for graphics cards".into())
 }
 
 /// The image tower: normalised pixels to embeddings.
@@ -242,8 +306,13 @@ impl ImageTower {
         let loader = Loader(source);
         let body: Box<dyn ImageBody> = match (&config, engine.is_host(device)) {
             (ImageConfig::Vit(vit), true) => Box::new(HostVit::load(&loader, vit, device)?),
+            (ImageConfig::EfficientNet(net), true) => Box::new(HostEfficientNet::load(&loader, net, device)?),
             (ImageConfig::Vit(vit), false) => Box::new(OnDevice {
                 module: Vit::load(&loader, vit, device)?,
+                device: device.clone(),
+            }),
+            (ImageConfig::EfficientNet(net), false) => Box::new(OnDevice {
+                module: EfficientNet::load(&loader, net, device)?,
                 device: device.clone(),
             }),
         };
@@ -268,6 +337,7 @@ impl ImageTower {
                 weights::check(source, &weights::image_tensors(vit))?;
                 Box::new(GpuVit::load(&Loader(source), vit, gpu)?)
             }
+            ImageConfig::EfficientNet(_) => return Err(not_on_gpu()),
         };
         Ok(Self {
             config,
@@ -303,8 +373,8 @@ impl ImageTower {
             [3, self.config.image_size(), self.config.image_size()],
             "an image's shape"
         );
-        match self.body.vit() {
-            Some(vit) => vit.forward(pixels),
+        match self.body.forward(&pixels) {
+            Some(embeddings) => embeddings,
             None => {
                 let pixels = host_values(pixels);
                 let raw = self.embed_raw(&pixels).expect("the shape was checked");
@@ -351,8 +421,40 @@ impl ImageTower {
     /// # Errors
     /// As [`ImageTower::embed_raw`].
     pub fn trace(&self, pixels: &[f32]) -> Result<Vec<Step>> {
-        let batch = self.batch(pixels)?;
-        self.body.trace(pixels, batch)
+        self.batch(pixels)?;
+        let size = self.config.image_size();
+        self.body.trace(
+            pixels,
+            Map {
+                height: size,
+                width: size,
+            },
+        )
+    }
+
+    /// As [`ImageTower::trace`], of images of any size, [batch, 3, height, width]: a convolutional network can look at
+    /// them all.
+    ///
+    /// # Errors
+    /// [`Error::Image`] where the number of values is not a multiple of an image's, where an image is empty, and where the tower is a
+    /// transformer and the size not its own.
+    pub fn trace_sized(&self, pixels: &[f32], height: usize, width: usize) -> Result<Vec<Step>> {
+        let own = self.config.image_size();
+        if matches!(self.config, ImageConfig::Vit(_)) && (height, width) != (own, own) {
+            return Err(Error::Image(format!(
+                "{height} x {width} pixels, expected {own} x {own}, the transformer's size"
+            )));
+        }
+        let values = height.checked_mul(width).and_then(|n| n.checked_mul(3));
+        match values {
+            Some(values @ 1..) if pixels.len().is_multiple_of(values) => {
+                self.body.trace(pixels, Map { height, width })
+            }
+            _ => Err(Error::Image(format!(
+                "{} values, expected a multiple of 3 x {height} x {width}",
+                pixels.len()
+            ))),
+        }
     }
 
     fn batch(&self, pixels: &[f32]) -> Result<usize> {

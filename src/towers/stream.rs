@@ -2,11 +2,12 @@
 
 use burn::tensor::Device;
 
+use super::efficientnet::HostEfficientNet;
 #[cfg(feature = "wgpu")]
 use super::gpu::{GpuErnie, GpuVit};
 use super::host::{HostErnie, HostVit};
 use super::load::{Layered, Loader, Words};
-use super::{Engine, Ernie, ImageBody, ImageTower, OnDevice, TextBody, TextTower, Vit};
+use super::{EfficientNet, Engine, Ernie, ImageBody, ImageTower, OnDevice, TextBody, TextTower, Vit};
 #[cfg(feature = "wgpu")]
 use crate::gpu::Gpu;
 use crate::weights::{TensorStream, image_tensors, text_tensors};
@@ -70,6 +71,9 @@ impl ImageTowerStream {
         config.validate()?;
         let parts: Box<dyn Parts<_>> = match &config {
             ImageConfig::Vit(vit) => Box::new(Arriving::<HostVit>::new(image_tensors(vit), vit, device)),
+            ImageConfig::EfficientNet(net) => {
+                Box::new(Arriving::<HostEfficientNet>::new(image_tensors(net), net, device))
+            }
         };
         Ok(Self::of(parts, config, device))
     }
@@ -83,6 +87,9 @@ impl ImageTowerStream {
         config.validate()?;
         let parts: Box<dyn Parts<_>> = match &config {
             ImageConfig::Vit(vit) => Box::new(Arriving::<Vit>::new(image_tensors(vit), vit, device)),
+            ImageConfig::EfficientNet(net) => {
+                Box::new(Arriving::<EfficientNet>::new(image_tensors(net), net, device))
+            }
         };
         Ok(Self::of(parts, config, device))
     }
@@ -100,6 +107,7 @@ impl ImageTowerStream {
                 GpuVit::check(vit)?;
                 Box::new(Arriving::<GpuVit>::new(image_tensors(vit), vit, gpu))
             }
+            ImageConfig::EfficientNet(_) => return Err(super::not_on_gpu()),
         };
         // What is computed comes back to the host.
         Ok(Self::of(parts, config, &Device::flex()))
@@ -304,8 +312,13 @@ macro_rules! parts {
     };
 }
 parts!(HostVit, ImageBody, |tower, _device| tower);
+parts!(HostEfficientNet, ImageBody, |tower, _device| tower);
 parts!(HostErnie, TextBody, |tower, _device| tower);
 parts!(Vit, ImageBody, |module, device| OnDevice { module, device });
+parts!(EfficientNet, ImageBody, |module, device| OnDevice {
+    module,
+    device
+});
 parts!(Ernie, TextBody, |module, device| OnDevice { module, device });
 #[cfg(feature = "wgpu")]
 parts!(GpuVit, ImageBody, |tower, _gpu| tower);

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData as BurnData};
 
 use super::dropout::Dropping;
 use super::loss::View;
-use crate::towers::{Ernie, Layered, Loader, PATCH_EMBED, Vit, parameter, parameter_id};
+use crate::towers::{EfficientNet, Ernie, Layered, Loader, PATCH_EMBED, Vit, parameter, parameter_id};
 use crate::weights::{self, TensorData, TensorSource};
 use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
 
@@ -22,7 +22,7 @@ pub const FIRST_TEMPERATURE: f32 = 2.65926;
 #[derive(Module, Debug)]
 pub struct Trainable {
     /// The image tower.
-    pub image: Vit,
+    pub image: ImageModule,
     /// The text tower behind the tables.
     pub text: Ernie,
     words: Param<Tensor<2>>,
@@ -31,6 +31,24 @@ pub struct Trainable {
     task_types: Option<Param<Tensor<2>>>,
     /// The temperature, \[1\].
     pub temperature: Param<Tensor<1>>,
+}
+
+/// The image tower, whichever kind it is.
+#[derive(Module, Debug)]
+pub enum ImageModule {
+    /// A vision transformer.
+    Vit(Vit),
+    /// A convolutional network.
+    EfficientNet(EfficientNet),
+}
+
+impl ImageModule {
+    fn forward_training(&self, pixels: Tensor<4>) -> Tensor<2> {
+        match self {
+            Self::Vit(vit) => vit.forward_training(pixels),
+            Self::EfficientNet(net) => net.forward(pixels),
+        }
+    }
 }
 
 /// The names and shapes of all tensors of a model in training.
@@ -72,7 +90,10 @@ impl Trainable {
         };
         Ok(Self {
             image: match &config.image {
-                ImageConfig::Vit(vit) => Vit::load(&loader, vit, device)?,
+                ImageConfig::Vit(vit) => ImageModule::Vit(Vit::load(&loader, vit, device)?),
+                ImageConfig::EfficientNet(net) => {
+                    ImageModule::EfficientNet(EfficientNet::load(&loader, net, device)?)
+                }
             },
             text: Ernie::load(&loader, text, device)?,
             words: table("text_model.word_emb.weight", text.vocab_size)?,

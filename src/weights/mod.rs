@@ -7,7 +7,7 @@
 //! - [`Renamed`]: the same under other names, such as those of Hugging Face's text encoder; [`Together`]: several
 //!   files as one source.
 //! - [`RandomWeights`]: any structure with random values, to measure with.
-//! - [`text_config_from_original`], [`vision_config_from_original`], [`infer_vision_config`], [`infer_type_tables`]: the
+//! - [`text_config_from_original`], [`vision_config_from_original`], [`image_config_from_json`], [`infer_vision_config`], [`infer_type_tables`]: the
 //!   sizes of the towers, from the original's configuration files or from the tensors' shapes.
 //! - [`convert`] and [`Manifest`]: what a model folder is made of; [`Quantised`]: its matrices in eight or four bits.
 //!
@@ -29,7 +29,8 @@ pub use folder::{
 };
 pub use names::{Renamed, Together};
 pub use original_config::{
-    infer_type_tables, infer_vision_config, text_config_from_original, vision_config_from_original,
+    image_config_from_json, infer_type_tables, infer_vision_config, text_config_from_original,
+    vision_config_from_original,
 };
 pub use paddle::Checkpoint;
 pub(crate) use quantised::Codes;

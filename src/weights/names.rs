@@ -9,7 +9,8 @@ use crate::Result;
 ///
 /// Beside the checkpoint's own names it knows those that a text encoder alone has: Paddle's, which lack the prefix
 /// `text_model.`, and those of Hugging Face's `ErnieModel`, whose linear weights are \[outputs, inputs\] and are
-/// transposed as they are read. Every other tensor keeps its name.
+/// transposed as they are read; and those of timm's EfficientNets, which lack the prefix `visual.`. Every other tensor
+/// keeps its name.
 ///
 /// ```
 /// use ernie_vil::weights::{Renamed, SafetensorsFile, TensorSource};
@@ -34,7 +35,12 @@ impl<'a> Renamed<'a> {
     pub fn new(source: &'a dyn TensorSource) -> Self {
         let mut names = BTreeMap::new();
         for theirs in source.names() {
+            // How many batches a normalisation's statistics were taken over, which only training asks for.
+            if theirs.ends_with(".num_batches_tracked") {
+                continue;
+            }
             let (ours, transposed) = paddle(&theirs)
+                .or_else(|| timm(&theirs))
                 .map(|name| (name, false))
                 .or_else(|| hugging_face(&theirs))
                 .unwrap_or_else(|| (theirs.clone(), false));
@@ -57,6 +63,20 @@ fn paddle(name: &str) -> Option<String> {
     let is_pooler = matches!(name, "pooler.weight" | "pooler.bias");
     let is_known = is_pooler || known.iter().any(|start| name.starts_with(start));
     is_known.then(|| format!("text_model.{name}"))
+}
+
+/// The name of a tensor of timm's EfficientNet.
+fn timm(name: &str) -> Option<String> {
+    let known = [
+        "conv_stem.",
+        "bn1.",
+        "blocks.",
+        "conv_head.",
+        "bn2.",
+        "projection.",
+    ];
+    let is_known = known.iter().any(|start| name.starts_with(start));
+    is_known.then(|| format!("visual.{name}"))
 }
 
 /// The name of a tensor of Hugging Face's text encoder, alone or under `ernie.`, and whether it is transposed.

@@ -1,7 +1,7 @@
 use serde::Deserialize;
 
 use super::{TensorSource, weights};
-use crate::{Activation, ErnieConfig, Error, Result, VitConfig};
+use crate::{Activation, ErnieConfig, Error, ImageConfig, Result, VitConfig};
 
 /// The original fixes the text tower's LayerNorm epsilon in its code; Hugging Face's configurations state one.
 const TEXT_EPSILON: f64 = 1e-5;
@@ -118,6 +118,31 @@ pub fn vision_config_from_original(json: &[u8]) -> Result<VitConfig> {
         mlp_width: (original.embed_dim as f64 * original.mlp_ratio.unwrap_or(4.0)) as usize,
         epsilon: original.epsilon.unwrap_or(IMAGE_EPSILON),
     };
+    config.validate()?;
+    Ok(config)
+}
+
+/// Reads the image tower's sizes from JSON: as `config.json` has them where it says a `kind`, and otherwise as
+/// [`vision_config_from_original`].
+///
+/// # Errors
+/// [`Error::Config`] where it is not JSON of either form, and where a size is out of range.
+///
+/// ```
+/// let json = br#"{"kind": "efficientnet", "image_size": 456, "width_multiplier": 1.6, "depth_multiplier": 2.2}"#;
+/// let config = ernie_vil::weights::image_config_from_json(json)?;
+/// assert_eq!(config, ernie_vil::EfficientNetConfig::b5().into());
+/// # Ok::<(), ernie_vil::Error>(())
+/// ```
+pub fn image_config_from_json(json: &[u8]) -> Result<ImageConfig> {
+    #[derive(Deserialize)]
+    struct Kind {
+        kind: Option<serde::de::IgnoredAny>,
+    }
+    if read::<Kind>(json, "image configuration")?.kind.is_none() {
+        return vision_config_from_original(json).map(ImageConfig::Vit);
+    }
+    let config: ImageConfig = read(json, "image configuration")?;
     config.validate()?;
     Ok(config)
 }

@@ -9,7 +9,8 @@ use crate::{ErnieConfig, Error, ImageConfig, Result};
 /// of them computes means nothing.
 ///
 /// A tensor's values depend on the seed and its name alone. They are spread as in a fresh model: linear
-/// weights with a variance of one over their inputs, scales near 1, everything else near 0.
+/// weights with a variance of one over their inputs, scales near 1, everything else near 0. Where that would let
+/// values fade on their way through an EfficientNet, weights are larger.
 ///
 /// ```
 /// use ernie_vil::{ErnieConfig, VitConfig};
@@ -51,10 +52,13 @@ impl TensorSource for RandomWeights {
             return Err(Error::Weights(format!("{name} is missing")));
         };
         let (centre, spread) = match shape.as_slice() {
-            [_] if name.ends_with(".weight") => (1.0, 0.1),
+            [_] if name.ends_with(".weight") || name.ends_with(".running_var") => (1.0, 0.1),
             [_] => (0.0, 0.02),
             [inputs, _] if !name.contains("_emb.") => (0.0, (*inputs as f32).powf(-0.5)),
-            [_, rest @ ..] if shape.len() == 4 => (0.0, (rest.iter().product::<usize>() as f32).powf(-0.5)),
+            [_, rest @ ..] if shape.len() == 4 => {
+                let inputs = rest.iter().product::<usize>() as f32;
+                (0.0, gain(name) * inputs.powf(-0.5))
+            }
             _ => (0.0, 0.02),
         };
         let mut state = name
@@ -67,5 +71,19 @@ impl TensorSource for RandomWeights {
         };
         let values = (0..shape.iter().product()).map(|_| centre + spread * 3f32.sqrt() * next());
         Ok(TensorData::F32(Cow::Owned(values.collect())))
+    }
+}
+
+/// What makes up for the activations: a swish leaves six tenths of a deviation of 1, and the gate of a block the half.
+fn gain(name: &str) -> f32 {
+    // In stage 0 a projection has the name that an expansion has elsewhere.
+    let is_projection =
+        name.ends_with("conv_pwl.weight") || (name.contains("blocks.0.") && name.ends_with("conv_pw.weight"));
+    match is_projection {
+        // Where blocks add to what came in, the sum of all stays small.
+        true if !name.contains(".0.conv_pw") => 0.7,
+        true => 3.3,
+        false if name.ends_with("conv_dw.weight") => 1.7,
+        false => 1.0,
     }
 }

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
 use super::quantised::{METADATA, Packing, Packings, SCALE, Stored, packings};
 use super::{Quantised, quoted, weights};
-use crate::{ErnieConfig, Error, ImageConfig, Result, VitConfig};
+use crate::{EfficientNetConfig, ErnieConfig, Error, ImageConfig, Result, VitConfig};
 
 /// The values of a tensor, the last index running fastest.
 #[derive(Debug, Clone, PartialEq)]
@@ -212,6 +212,7 @@ pub(super) fn check_finite(data: &TensorData) -> Result<()> {
 pub fn image_tensors(config: impl Into<ImageConfig>) -> Vec<(String, Vec<usize>)> {
     match config.into() {
         ImageConfig::Vit(vit) => vit_tensors(&vit),
+        ImageConfig::EfficientNet(net) => efficientnet_tensors(&net),
     }
 }
 
@@ -234,6 +235,45 @@ fn vit_tensors(config: &VitConfig) -> Vec<(String, Vec<usize>)> {
         tensors.norm(&name("norm2"), width);
         tensors.linear(&name("mlp.fc1"), width, config.mlp_width);
         tensors.linear(&name("mlp.fc2"), config.mlp_width, width);
+    }
+    tensors.list
+}
+
+/// The names are those of timm's networks.
+fn efficientnet_tensors(config: &EfficientNetConfig) -> Vec<(String, Vec<usize>)> {
+    let mut tensors = Tensors::under("visual.");
+    tensors.add("conv_stem.weight", [config.stem(), 3, 3, 3]);
+    tensors.batch_norm("bn1", config.stem());
+    let mut output = config.stem();
+    for block in config.blocks() {
+        let names = block.tensors();
+        let name = |part: &str| format!("blocks.{}.{}.{part}", block.stage, block.index);
+        let convolution = |part: &str| format!("{}.weight", name(part));
+        let (expanded, kernel) = (block.expanded, block.kernel);
+        if let Some((conv, norm)) = names.expansion {
+            tensors.add(&convolution(conv), [expanded, block.input, 1, 1]);
+            tensors.batch_norm(&name(norm), expanded);
+        }
+        let (conv, norm) = names.depthwise;
+        tensors.add(&convolution(conv), [expanded, 1, kernel, kernel]);
+        tensors.batch_norm(&name(norm), expanded);
+        for (part, inputs, outputs) in [
+            (names.reduce, expanded, block.squeezed),
+            (names.expand, block.squeezed, expanded),
+        ] {
+            tensors.add(&convolution(part), [outputs, inputs, 1, 1]);
+            tensors.add(&format!("{}.bias", name(part)), [outputs]);
+        }
+        let (conv, norm) = names.projection;
+        tensors.add(&convolution(conv), [block.output, expanded, 1, 1]);
+        tensors.batch_norm(&name(norm), block.output);
+        output = block.output;
+    }
+    let features = config.features();
+    tensors.add("conv_head.weight", [features, output, 1, 1]);
+    tensors.batch_norm("bn2", features);
+    if let Some(width) = config.projection {
+        tensors.linear("projection", features, width);
     }
     tensors.list
 }
@@ -286,6 +326,12 @@ impl Tensors {
     fn norm(&mut self, name: &str, width: usize) {
         self.add(&format!("{name}.weight"), [width]);
         self.add(&format!("{name}.bias"), [width]);
+    }
+
+    fn batch_norm(&mut self, name: &str, width: usize) {
+        self.norm(name, width);
+        self.add(&format!("{name}.running_mean"), [width]);
+        self.add(&format!("{name}.running_var"), [width]);
     }
 
     fn linear(&mut self, name: &str, inputs: usize, outputs: usize) {

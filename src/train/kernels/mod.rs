@@ -110,6 +110,7 @@ fn composed_activation<const D: usize>(x: Tensor<D>, activation: Activation) -> 
     match activation {
         Activation::None => x,
         Activation::QuickGelu => x.clone() * sigmoid(x * 1.702),
+        Activation::Swish => x.clone() * sigmoid(x),
         Activation::Gelu => gelu(x),
         Activation::Relu => relu(x),
     }
