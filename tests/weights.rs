@@ -1453,7 +1453,9 @@ proptest! {
         let at = at.index(json.len());
         json[at] = byte;
         if let Ok(read) = ModelConfig::from_json(&json) {
-            let ImageConfig::Vit(vit) = &read.image;
+            let ImageConfig::Vit(vit) = &read.image else {
+                panic!("{:?}", read.image);
+            };
             prop_assert!(vit.tokens() > 1 && vit.width % vit.heads == 0);
             prop_assert!(read.max_text_tokens <= read.text.max_positions);
         }
