@@ -275,6 +275,64 @@ fn compare(steps: &[Step], recording: &Recording, size: &str, images: usize) -> 
     compared
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn every_recorded_point_on_a_graphics_card() {
+    use ernie_vil::gpu::Gpu;
+    let gpu = match pollster::block_on(Gpu::open(true)) {
+        Ok(gpu) => gpu,
+        Err(error) => return println!("skipped: {error}"),
+    };
+    for model in MODELS {
+        let recording = recording(model);
+        let bytes = read(&format!("{model}.safetensors"));
+        let file = SafetensorsFile::parse(&bytes).unwrap();
+        let tower = ImageTower::load_on_gpu(&Renamed::new(&file), config(model), &gpu).unwrap();
+        for (name, (shape, pixels)) in &recording {
+            let Some(size) = name.strip_suffix(".input") else {
+                continue;
+            };
+            let steps = tower.trace_sized(pixels, shape[2], shape[3]).unwrap();
+            assert!(compare(&steps, &recording, size, 2) > 8);
+            let one = &pixels[..pixels.len() / 2];
+            let steps = tower.trace_sized(one, shape[2], shape[3]).unwrap();
+            assert!(compare(&steps, &recording, size, 1) > 8);
+        }
+    }
+    // With a projection, batches, and a file that arrives in pieces, as on the host.
+    let config = EfficientNetConfig {
+        projection: Some(12),
+        ..config("c")
+    };
+    let host = ImageTower::load(&random(&config), &config, &Device::flex(), Engine::Auto).unwrap();
+    let mut file = Vec::new();
+    write_safetensors(&mut file, &random(&config), &image_tensors(&config), Dtype::F32).unwrap();
+    let mut stream = ImageTowerStream::on_gpu(&config, &gpu).unwrap();
+    file.chunks(9_999).for_each(|piece| stream.feed(piece).unwrap());
+    let tower = stream.finish().unwrap();
+    let pixels = pixels(3 * tower.image_values());
+    let (got, expected) = (
+        tower.embed_raw(&pixels).unwrap(),
+        host.embed_raw(&pixels).unwrap(),
+    );
+    assert!(
+        difference(&got, &expected) < 5e-5,
+        "{}",
+        difference(&got, &expected)
+    );
+    let error = |config| ImageTowerStream::on_gpu(config, &gpu).err().unwrap().to_string();
+    let huge = EfficientNetConfig {
+        image_size: 8192,
+        ..config.clone()
+    };
+    assert!(error(huge).contains("expected at most"));
+    let odd = EfficientNetConfig {
+        projection: Some(6),
+        ..config
+    };
+    assert!(error(odd).contains("image.projection is 6, expected a multiple of 4"));
+}
+
 #[test]
 fn every_recorded_point() {
     for model in MODELS {

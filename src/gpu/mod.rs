@@ -14,11 +14,12 @@ use std::task::{Context, Poll, Waker};
 use half::f16;
 use wgpu::{BufferUsages, DeviceType};
 
+use crate::kernels::convolution::Map;
 use crate::kernels::{AttentionShape, Sequence};
 use crate::weights::{Codes, Dtype, GROUP, TensorData};
 use crate::{Error, Result};
 pub(crate) use shaders::Epilogue;
-use shaders::{COPY_THREADS, Kernel, LINEAR_COLUMNS, SLICED_COLUMNS};
+use shaders::{COPY_THREADS, Kernel, LINEAR_COLUMNS, MEAN_COLUMNS, SLICED_COLUMNS};
 
 /// A graphics card, or a program that stands in for one. Cheap to clone.
 #[derive(Clone)]
@@ -203,6 +204,33 @@ impl Gpu {
         }
     }
 
+    /// A convolution with a swish behind it. `weight` is [channels, planes, kernel, kernel], with one plane a depthwise
+    /// one; there are as many channels as `bias` has values, a multiple of 4.
+    pub(crate) fn convolution(
+        &self,
+        kernel: usize,
+        stride: usize,
+        planes: usize,
+        weight: &[f32],
+        bias: &[f32],
+    ) -> Convolution {
+        let (channels, taps) = (bias.len(), planes * kernel * kernel);
+        let mut values = vec![0.0; weight.len()];
+        for (channel, weight) in weight.chunks_exact(taps).enumerate() {
+            for (tap, &value) in weight.iter().enumerate() {
+                values[tap * channels + channel] = value;
+            }
+        }
+        Convolution {
+            weight: self.values(&values),
+            bias: self.values(bias),
+            kernel,
+            stride,
+            planes,
+            columns: channels as u32 / 4,
+        }
+    }
+
     /// Sends what was written so far on its way, so that it need not be kept for longer.
     pub(crate) fn flush(&self) {
         self.shared.queue.submit([]);
@@ -364,6 +392,17 @@ impl GpuLinear {
     }
 }
 
+/// A convolution on a card: a depthwise one, or one over the planes of an image.
+pub(crate) struct Convolution {
+    weight: wgpu::Buffer,
+    bias: wgpu::Buffer,
+    kernel: usize,
+    stride: usize,
+    planes: usize,
+    /// In fours.
+    columns: u32,
+}
+
 /// A normalisation on a card.
 pub(crate) struct GpuNorm {
     pub(crate) scale: wgpu::Buffer,
@@ -461,6 +500,9 @@ struct Recorded {
 /// The parameters' buffer.
 #[derive(Default)]
 pub(crate) struct GpuUniform(Option<wgpu::Buffer>);
+
+/// Rows of an image whose sum a workgroup takes.
+const MEAN_SHARE: usize = 512;
 
 /// Bytes from one kernel's parameters to the next: the least that WebGPU promises to take.
 const PARAMETERS: usize = 256;
@@ -619,6 +661,71 @@ impl<'a> Recorder<'a> {
         );
     }
 
+    /// `x`, an image of `map`, to `y`.
+    pub(crate) fn convolution(&mut self, x: &GpuBuffer, map: Map, layer: &Convolution, y: &GpuBuffer) {
+        let (out, [top, left]) = map.convolved(layer.kernel, layer.stride);
+        self.push(
+            Kernel::Convolution {
+                kernel: layer.kernel as u32,
+                stride: layer.stride as u32,
+                planes: layer.planes as u32,
+            },
+            &[x.get(), &layer.weight, &layer.bias, y.get()],
+            &[
+                map.height as u32,
+                map.width as u32,
+                layer.columns,
+                out.width as u32,
+                top as u32,
+                left as u32,
+            ],
+            [
+                (out.width as u32 * layer.columns).div_ceil(COPY_THREADS),
+                out.height as u32,
+                1,
+            ],
+        );
+    }
+
+    /// Rows of sums that [`Recorder::mean`] takes so many rows to first.
+    pub(crate) fn mean_parts(rows: usize) -> usize {
+        rows.div_ceil(MEAN_SHARE)
+    }
+
+    /// The mean of each of the columns of `x`, [rows, width], to a row of `y`, by way of `parts`.
+    pub(crate) fn mean(
+        &mut self,
+        x: &GpuBuffer,
+        [rows, width]: [usize; 2],
+        parts: &GpuBuffer,
+        (y, y_row): (&GpuBuffer, usize),
+    ) {
+        let columns = width as u32 / 4;
+        let count = Self::mean_parts(rows);
+        let mut step = |x: &GpuBuffer, rows: usize, share: usize, y: &GpuBuffer, y_row: usize, scale: f32| {
+            self.push(
+                Kernel::Mean,
+                &[x.get(), y.get()],
+                &[rows as u32, columns, share as u32, y_row as u32, scale.to_bits()],
+                [columns.div_ceil(MEAN_COLUMNS), rows.div_ceil(share) as u32, 1],
+            );
+        };
+        step(x, rows, MEAN_SHARE, parts, 0, 1.0);
+        step(parts, count, count, y, y_row, 1.0 / rows as f32);
+    }
+
+    /// Each channel of `y`, an image of `map`, times its factor.
+    pub(crate) fn gate(&mut self, factors: &GpuBuffer, y: &GpuBuffer, map: Map, channels: usize) {
+        let columns = channels as u32 / 4;
+        let row = map.width as u32 * columns;
+        self.push(
+            Kernel::Gate,
+            &[factors.get(), y.get()],
+            &[columns, row],
+            [row.div_ceil(COPY_THREADS), map.height as u32, 1],
+        );
+    }
+
     /// Lets them run.
     pub(crate) fn submit(&mut self) {
         let shared = &self.gpu.shared;
@@ -708,6 +815,8 @@ mod tests {
             Epilogue::Add => before + x,
             Epilogue::Relu => x.max(0.0),
             Epilogue::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            Epilogue::Swish => x / (1.0 + (-x).exp()),
+            Epilogue::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             // The towers' tests hold it to the recordings.
             Epilogue::Gelu => unreachable!(),
         }
@@ -752,7 +861,14 @@ mod tests {
                 .linear(depth, columns, stored, &bias);
             assert_eq!(layer.dtype(), dtype);
             for (rows, per_thread) in [(1, 1), (9, 4), (15, 7)] {
-                for epilogue in [Epilogue::None, Epilogue::Add, Epilogue::Relu, Epilogue::QuickGelu] {
+                for epilogue in [
+                    Epilogue::None,
+                    Epilogue::Add,
+                    Epilogue::Relu,
+                    Epilogue::QuickGelu,
+                    Epilogue::Swish,
+                    Epilogue::Sigmoid,
+                ] {
                     let input = numbers((rows + 2) * depth, 3);
                     let before = numbers((rows + 2) * y_width, 4);
                     let (mut x, mut y) = (GpuBuffer::default(), GpuBuffer::default());

@@ -32,6 +32,18 @@ pub(super) enum Kernel {
     },
     /// The rows that each sequence's keys start with.
     FirstRows,
+    /// Channels of a pixel beside one another to the same, each channel for itself; or planes to that, all of them
+    /// together. A swish follows.
+    Convolution {
+        kernel: u32,
+        stride: u32,
+        /// 1, or how many planes there are.
+        planes: u32,
+    },
+    /// The means, or sums, of columns over parts of the rows.
+    Mean,
+    /// Columns times a factor.
+    Gate,
 }
 
 /// What becomes of a product.
@@ -43,6 +55,8 @@ pub(crate) enum Epilogue {
     QuickGelu,
     Gelu,
     Relu,
+    Swish,
+    Sigmoid,
 }
 
 /// Columns of four that a workgroup of a linear kernel computes, where threads do not share them.
@@ -53,6 +67,8 @@ pub(super) const SLICED_COLUMNS: u32 = 16;
 const NORM_THREADS: u32 = 64;
 /// Threads of a workgroup that copies rows.
 pub(super) const COPY_THREADS: u32 = 64;
+/// Columns of four that a workgroup takes the mean of, each by as many threads.
+pub(super) const MEAN_COLUMNS: u32 = 16;
 
 impl Kernel {
     /// Buffers beside the parameters, the last of which is written.
@@ -64,6 +80,8 @@ impl Kernel {
             },
             Kernel::LayerNorm { in_place } => 4 - u32::from(in_place),
             Kernel::Attention { .. } | Kernel::FirstRows => 3,
+            Kernel::Convolution { .. } => 4,
+            Kernel::Mean | Kernel::Gate => 2,
         }
     }
 
@@ -82,6 +100,13 @@ impl Kernel {
                 value_width,
             } => attention(queries, query_width, value_width),
             Kernel::FirstRows => first_rows(),
+            Kernel::Convolution {
+                kernel,
+                stride,
+                planes,
+            } => convolution(kernel, stride, planes),
+            Kernel::Mean => mean(),
+            Kernel::Gate => gate(),
         }
     }
 }
@@ -159,6 +184,10 @@ fn linear(rows: u32, slices: u32, dtype: Dtype, epilogue: Epilogue) -> String {
         // The exponent is kept from overflowing.
         Epilogue::QuickGelu => {
             "fn f(x: vec4<f32>) -> vec4<f32> { return x / (1.0 + exp(min(-1.702 * x, vec4<f32>(80.0)))); }\n"
+        }
+        Epilogue::Swish => SWISH,
+        Epilogue::Sigmoid => {
+            "fn f(x: vec4<f32>) -> vec4<f32> { return 1.0 / (1.0 + exp(min(-x, vec4<f32>(80.0)))); }\n"
         }
         Epilogue::Gelu => GELU,
     };
@@ -258,6 +287,8 @@ fn linear(rows: u32, slices: u32, dtype: Dtype, epilogue: Epilogue) -> String {
     }
     t + "}\n"
 }
+
+const SWISH: &str = "fn f(x: vec4<f32>) -> vec4<f32> { return x / (1.0 + exp(min(-x, vec4<f32>(80.0)))); }\n";
 
 /// x (1 + erf(x / sqrt 2)) / 2, with the function that the processor's kernels use for erf.
 const GELU: &str = "\
@@ -398,6 +429,85 @@ fn first_rows() -> String {
     ) + &format!(
         "@compute @workgroup_size({COPY_THREADS}) fn main{MAIN}  let column = group.x * {COPY_THREADS}u + thread.x;
   if (column < p.width) {{ y[group.y * p.width + column] = x[sequences[group.y].z * p.width + column]; }}
+}}
+"
+    )
+}
+
+/// A thread computes four channels of a pixel; its neighbours have the next ones. A row or column outside of the image
+/// has a number below 0, which as a whole number without a sign is a large one.
+fn convolution(kernel: u32, stride: u32, planes: u32) -> String {
+    let (element, value) = match planes {
+        1 => ("vec4<f32>", "x[(at * p.width + beside) * p.columns + column]"),
+        _ => ("f32", "vec4<f32>(x[(plane * p.height + at) * p.width + beside])"),
+    };
+    let buffers = [
+        ("x", element),
+        ("w", "vec4<f32>"),
+        ("b", "vec4<f32>"),
+        ("y", "vec4<f32>"),
+    ];
+    head(
+        &["height", "width", "columns", "out_width", "top", "left"],
+        &buffers,
+    ) + SWISH
+        + &format!(
+            "@compute @workgroup_size({COPY_THREADS}) fn main{MAIN}  let i = group.x * {COPY_THREADS}u + thread.x;
+  if (i >= p.out_width * p.columns) {{ return; }}
+  let column = i % p.columns;
+  let across = i / p.columns * {stride}u - p.left;
+  let down = group.y * {stride}u - p.top;
+  var sum = b[column];
+  for (var plane = 0u; plane < {planes}u; plane++) {{
+    for (var j = 0u; j < {kernel}u; j++) {{
+      let at = down + j;
+      if (at >= p.height) {{ continue; }}
+      for (var k = 0u; k < {kernel}u; k++) {{
+        let beside = across + k;
+        if (beside >= p.width) {{ continue; }}
+        sum = fma({value}, w[((plane * {kernel}u + j) * {kernel}u + k) * p.columns + column], sum);
+      }}
+    }}
+  }}
+  y[group.y * p.out_width * p.columns + i] = f(sum);
+}}
+"
+        )
+}
+
+/// A workgroup takes the columns over a share of the rows to one row.
+fn mean() -> String {
+    const N: u32 = MEAN_COLUMNS;
+    head(
+        &["rows", "columns", "share", "y_row", "scale"],
+        &[("x", "vec4<f32>"), ("y", "vec4<f32>")],
+    ) + &format!(
+        "var<workgroup> part: array<vec4<f32>, {}>;
+@compute @workgroup_size({N}, {N}) fn main{MAIN}  let own = group.x * {N}u + thread.x;
+  let column = min(own, p.columns - 1u);
+  let end = min((group.y + 1u) * p.share, p.rows);
+  var sum = vec4<f32>(0.0);
+  for (var i = group.y * p.share + thread.y; i < end; i += {N}u) {{ sum += x[i * p.columns + column]; }}
+  part[thread.y * {N}u + thread.x] = sum;
+  workgroupBarrier();
+  if (thread.y == 0u && own < p.columns) {{
+    for (var j = 1u; j < {N}u; j++) {{ sum += part[j * {N}u + thread.x]; }}
+    y[(p.y_row + group.y) * p.columns + own] = sum * p.scale;
+  }}
+}}
+",
+        N * N
+    )
+}
+
+/// Each workgroup in x takes part of a row, in y a row.
+fn gate() -> String {
+    head(
+        &["columns", "row"],
+        &[("factor", "vec4<f32>"), ("y", "vec4<f32>")],
+    ) + &format!(
+        "@compute @workgroup_size({COPY_THREADS}) fn main{MAIN}  let i = group.x * {COPY_THREADS}u + thread.x;
+  if (i < p.row) {{ y[group.y * p.row + i] *= factor[i % p.columns]; }}
 }}
 "
     )

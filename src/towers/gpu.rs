@@ -50,13 +50,13 @@ struct Workspace {
 }
 
 /// Shows what comes out of steps. Waiting for a card is only possible outside of a browser.
-struct Watch<'a> {
-    gpu: &'a Gpu,
-    observe: Observe<'a>,
+pub(super) struct Watch<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) observe: Observe<'a>,
 }
 
 impl Watch<'_> {
-    fn rows(
+    pub(super) fn rows(
         &mut self,
         recorder: &mut Recorder<'_>,
         name: &str,
@@ -77,7 +77,7 @@ impl Watch<'_> {
 }
 
 /// A future's result, where the thread may wait for it.
-fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+pub(super) fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     #[cfg(not(target_family = "wasm"))]
     return pollster::block_on(future);
     #[cfg(target_family = "wasm")]
@@ -206,7 +206,7 @@ fn rows_of_a_pass(gpu: &Gpu, width: usize) -> usize {
 }
 
 /// Refuses what the kernels do not take.
-fn check(name: &str, width: usize) -> Result<()> {
+pub(super) fn check(name: &str, width: usize) -> Result<()> {
     match width.is_multiple_of(4) {
         true => Ok(()),
         false => Err(Error::Config(format!(
@@ -247,7 +247,7 @@ impl Groups {
 }
 
 /// The next multiple of 4, which the kernels compute at a time.
-fn padded(size: usize) -> usize {
+pub(super) fn padded(size: usize) -> usize {
     size.next_multiple_of(4)
 }
 
@@ -430,7 +430,7 @@ impl GpuVit {
             gpu,
             observe: Observe::new("visual", steps),
         };
-        with_workspace(&self.work, async |work| {
+        with_workspace(&self.work, async |work: &mut Workspace| {
             work.output.reserve(gpu, batch * width);
             for (pass, pixels) in pixels.chunks(most * image).enumerate() {
                 let count = pixels.len() / image;
@@ -512,7 +512,10 @@ fn only_first(sequences: &[Sequence]) -> Vec<Sequence> {
 }
 
 /// Lends buffers that are not in use.
-async fn with_workspace<T>(free: &Mutex<Vec<Workspace>>, work: impl AsyncFnOnce(&mut Workspace) -> T) -> T {
+pub(super) async fn with_workspace<W: Default, T>(
+    free: &Mutex<Vec<W>>,
+    work: impl AsyncFnOnce(&mut W) -> T,
+) -> T {
     let taken = free.lock().ok().and_then(|mut free| free.pop());
     let mut workspace = taken.unwrap_or_default();
     let result = work(&mut workspace).await;
@@ -631,7 +634,7 @@ impl GpuErnie {
             gpu,
             observe: Observe::new("text", steps),
         };
-        let mut output = with_workspace(&self.work, async |work| {
+        let mut output = with_workspace(&self.work, async |work: &mut Workspace| {
             work.output.reserve(gpu, captions.len() * width);
             let mut done = 0;
             while done < captions.len() {

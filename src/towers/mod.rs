@@ -38,6 +38,8 @@ use crate::kernels::convolution::Map;
 use crate::vectors::Embeddings;
 use crate::weights::{self, Dtype, TensorSource};
 use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
+#[cfg(feature = "wgpu")]
+use efficientnet::GpuEfficientNet;
 use efficientnet::HostEfficientNet;
 #[cfg(feature = "wgpu")]
 use gpu::{GpuErnie, GpuVit};
@@ -77,6 +79,20 @@ pub struct Step {
     pub shape: Vec<usize>,
     /// The values, row-major.
     pub values: Vec<f32>,
+}
+
+impl Step {
+    /// Puts the rows of one more image behind those that are there.
+    fn append(all: &mut Vec<Step>, more: Vec<Step>) {
+        if all.is_empty() {
+            *all = more;
+            return;
+        }
+        for (step, more) in all.iter_mut().zip(more) {
+            step.shape[0] += more.shape[0];
+            step.values.extend(more.values);
+        }
+    }
 }
 
 /// Writes down steps where somebody wants to see them.
@@ -276,11 +292,6 @@ impl<M: ImageModule> ImageBody for OnDevice<M> {
     }
 }
 
-#[cfg(feature = "wgpu")]
-fn not_on_gpu() -> Error {
-    Error::Device("an EfficientNet does not run on this crate's kernels for graphics cards".into())
-}
-
 /// The image tower: normalised pixels to embeddings.
 pub struct ImageTower {
     config: ImageConfig,
@@ -337,7 +348,11 @@ impl ImageTower {
                 weights::check(source, &weights::image_tensors(vit))?;
                 Box::new(GpuVit::load(&Loader(source), vit, gpu)?)
             }
-            ImageConfig::EfficientNet(_) => return Err(not_on_gpu()),
+            ImageConfig::EfficientNet(net) => {
+                GpuEfficientNet::check(net, gpu)?;
+                weights::check(source, &weights::image_tensors(net))?;
+                Box::new(GpuEfficientNet::load(&Loader(source), net, gpu)?)
+            }
         };
         Ok(Self {
             config,

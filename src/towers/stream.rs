@@ -2,6 +2,8 @@
 
 use burn::tensor::Device;
 
+#[cfg(feature = "wgpu")]
+use super::efficientnet::GpuEfficientNet;
 use super::efficientnet::HostEfficientNet;
 #[cfg(feature = "wgpu")]
 use super::gpu::{GpuErnie, GpuVit};
@@ -107,7 +109,10 @@ impl ImageTowerStream {
                 GpuVit::check(vit)?;
                 Box::new(Arriving::<GpuVit>::new(image_tensors(vit), vit, gpu))
             }
-            ImageConfig::EfficientNet(_) => return Err(super::not_on_gpu()),
+            ImageConfig::EfficientNet(net) => {
+                GpuEfficientNet::check(net, gpu)?;
+                Box::new(Arriving::<GpuEfficientNet>::new(image_tensors(net), net, gpu))
+            }
         };
         // What is computed comes back to the host.
         Ok(Self::of(parts, config, &Device::flex()))
@@ -322,5 +327,7 @@ parts!(EfficientNet, ImageBody, |module, device| OnDevice {
 parts!(Ernie, TextBody, |module, device| OnDevice { module, device });
 #[cfg(feature = "wgpu")]
 parts!(GpuVit, ImageBody, |tower, _gpu| tower);
+#[cfg(feature = "wgpu")]
+parts!(GpuEfficientNet, ImageBody, |tower, _gpu| tower);
 #[cfg(feature = "wgpu")]
 parts!(GpuErnie, TextBody, |tower, _gpu| tower);

@@ -181,15 +181,7 @@ impl HostEfficientNet {
                 true,
                 &mut Observe::new("visual", Some(&mut steps)),
             );
-            if all.is_empty() {
-                all = steps;
-                continue;
-            }
-            // The rows of all images behind one another.
-            for (step, more) in all.iter_mut().zip(steps) {
-                step.shape[0] += more.shape[0];
-                step.values.extend(more.values);
-            }
+            Step::append(&mut all, steps);
         }
         all
     }

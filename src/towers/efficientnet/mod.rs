@@ -4,9 +4,13 @@
 //! the convolution before it when the weights are loaded.
 
 mod burn;
+#[cfg(feature = "wgpu")]
+mod gpu;
 mod host;
 
 pub use self::burn::EfficientNet;
+#[cfg(feature = "wgpu")]
+pub(super) use gpu::GpuEfficientNet;
 pub(super) use host::HostEfficientNet;
 
 use super::load::Loader;
