@@ -6,8 +6,8 @@ use std::fs;
 use burn::tensor::Device;
 use ernie_vil::towers::{Engine, ImageTower, ImageTowerStream, Step};
 use ernie_vil::weights::{
-    Dtype, RandomWeights, Renamed, SafetensorsFile, TensorSource, image_config_from_json, image_tensors,
-    write_safetensors,
+    Bits, Dtype, RandomWeights, Renamed, SafetensorsFile, TensorSource, image_config_from_json,
+    image_tensors, write_safetensors,
 };
 use ernie_vil::{EfficientNetConfig, ErnieConfig, Error, ImageConfig, ModelConfig, Structure};
 use serde_json::Value;
@@ -487,4 +487,40 @@ fn weights_that_make_no_numbers_are_refused() {
     );
     assert!(tower("a", Engine::Auto).trace_sized(&[], 0, 2).is_err());
     assert!(tower("a", Engine::Auto).trace_sized(&[], usize::MAX, 2).is_err());
+}
+
+/// A pack in eight or four bits is expanded when its normalisations are folded in.
+#[test]
+fn small_packs_load_and_stay_near() {
+    let config = ImageConfig::EfficientNet(EfficientNetConfig {
+        image_size: 40,
+        width_multiplier: 0.3,
+        depth_multiplier: 0.25,
+        projection: Some(32),
+        ..EfficientNetConfig::b5()
+    });
+    let weights = RandomWeights::new(&config, &ErnieConfig::base(), 1);
+    let load =
+        |source: &dyn TensorSource| ImageTower::load(source, &config, &Device::flex(), Engine::Auto).unwrap();
+    let pixels: Vec<f32> = (0..2 * 3 * 40 * 40)
+        .map(|i| (i * 7 % 31) as f32 / 15.0 - 1.0)
+        .collect();
+    let exact = load(&weights).embed(&pixels).unwrap();
+    for (dtype, least) in [
+        (Dtype::F16, 0.9999),
+        (Dtype::Quantised(Bits::Int8), 0.995),
+        (Dtype::Quantised(Bits::Int4), 0.8),
+    ] {
+        let mut file = Vec::new();
+        write_safetensors(&mut file, &weights, &image_tensors(&config), dtype).unwrap();
+        let packed = load(&SafetensorsFile::parse(&file).unwrap())
+            .embed(&pixels)
+            .unwrap();
+        for row in 0..2 {
+            let products = exact.row(row).iter().zip(packed.row(row)).map(|(a, b)| a * b);
+            let cosine: f32 = products.sum();
+            println!("{dtype}: {cosine}");
+            assert!(cosine > least, "{dtype}: cosine {cosine}");
+        }
+    }
 }
