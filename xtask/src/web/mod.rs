@@ -74,7 +74,7 @@ const MODULES: [Module; 3] = [
         profile: "web",
         standard: Library::Plain,
         optimisation: "-O3",
-        limit: Some(500_000),
+        limit: Some(550_000),
     },
     Module {
         name: "webgpu",
