@@ -90,6 +90,7 @@ fn random_config(structure: Structure) -> ModelConfig {
         text: structure.text(),
         preprocessing: Preprocessing::Original,
         max_text_tokens: 48,
+        logit_scale: None,
         fingerprint: "random".into(),
         sources: Vec::new(),
     }
@@ -195,7 +196,7 @@ impl Bench {
             ));
         };
         add("decode", &time);
-        let preprocessor = Preprocessor::new(config.image.image_size());
+        let preprocessor = Preprocessor::of(config);
         let mut out = vec![0.0; preprocessor.values()];
         let time = self.time(|| {
             for image in &images {

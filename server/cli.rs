@@ -51,6 +51,8 @@ pub enum Command {
     Score(Score),
     /// Embed a file of caption-image pairs and compute recall, in one go
     Eval(Eval),
+    /// Say which of some labels pictures fit, without training
+    Classify(Classify),
     /// Find the pictures of a folder that fit a text or another picture
     Search(Search),
     /// Serve embeddings, search, the demo page and model folders over HTTP
@@ -150,6 +152,15 @@ pub enum Release {
     First,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Preprocessing {
+    /// As the original does: OpenCV's bilinear resize
+    #[value(name = "ernie-vil-2.0")]
+    Original,
+    /// As PaddleNLP's ernie_vil-2.0-base-zh does: Pillow's bicubic resize with antialiasing
+    Paddlenlp,
+}
+
 #[derive(Debug, Args)]
 pub struct Target {
     /// The model folder to make
@@ -161,7 +172,12 @@ pub struct Target {
     /// Cut the weights into files of at most this size, for browsers: 32MB (2^20 bytes each), 500KB, bytes
     #[arg(long, env = "ERNIE_VIL_SHARD_SIZE", value_name = "SIZE", value_parser = size)]
     pub shard_size: Option<u64>,
-    /// Tokens of a caption at most, [CLS] and [SEP] included; longer ones are cut. 48, or as the folder has it
+    /// How images are preprocessed: as by the original, or as by PaddleNLP (bicubic with antialiasing), whose vectors
+    /// differ slightly. The original's, or as the folder has it
+    #[arg(long, env = "ERNIE_VIL_PREPROCESSING", value_enum)]
+    pub preprocessing: Option<Preprocessing>,
+    /// Tokens of a caption at most, [CLS] and [SEP] included; longer ones are cut. 48 (64 with --preprocessing
+    /// paddlenlp), or as the folder has it
     #[arg(long, env = "ERNIE_VIL_MAX_TOKENS", value_name = "N")]
     pub max_tokens: Option<usize>,
     /// Replace the folder where there is one
@@ -339,6 +355,9 @@ pub struct Rows {
     /// What to do with a row that cannot be read
     #[arg(long, env = "ERNIE_VIL_ON_ERROR", default_value = "stop", value_enum)]
     pub on_error: OnError,
+    /// Take only this many rows, from the first on: AIC-ICC is scored on 10000
+    #[arg(long, env = "ERNIE_VIL_LIMIT", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -386,6 +405,27 @@ pub enum ReportFormat {
     Json,
 }
 
+/// A test set that figures were published for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TestSet {
+    /// COCO-CN's test split, 1,000 pairs
+    CocoCn,
+    /// AIC-ICC's validation set, the first 10,000 pairs (--limit 10000)
+    AicIcc,
+}
+
+/// A test set in Chinese-CLIP's form.
+#[derive(Debug, Clone, Args)]
+pub struct Related {
+    /// Captions in Chinese-CLIP's form (X_texts.jsonl), each with the ids of its images. Scores by Chinese-CLIP's
+    /// protocol, where every image of a caption and every caption of an image counts; together with --images
+    #[arg(long, env = "ERNIE_VIL_TEXTS", value_name = "FILE", requires = "images")]
+    pub texts: Option<PathBuf>,
+    /// The images that --texts speaks of (X_imgs.tsv): image id, tab, image in base64
+    #[arg(long, env = "ERNIE_VIL_IMAGES_FILE", value_name = "FILE", requires = "texts")]
+    pub images: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct Score {
     /// The vectors: .out, .safetensors, or NAME.text.npy beside NAME.image.npy
@@ -401,15 +441,31 @@ pub struct Score {
     /// The published release whose scores to show beside these
     #[arg(long, env = "ERNIE_VIL_RELEASE", value_enum)]
     pub release: Option<Release>,
+    /// The test set that the vectors are of, to show the scores that were published for it [default: coco-cn, where
+    /// the release is known]
+    #[arg(long, env = "ERNIE_VIL_SET", value_enum)]
+    pub set: Option<TestSet>,
+    /// Score only this many rows, from the first on: AIC-ICC is scored on 10000
+    #[arg(long, env = "ERNIE_VIL_LIMIT", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    #[command(flatten)]
+    pub related: Related,
 }
 
 #[derive(Debug, Args)]
 pub struct Eval {
     #[command(flatten)]
     pub model: ModelArg,
-    /// The pairs: caption, tab, image id, tab, image in base64; without it the 40 recorded ones
+    /// The pairs: caption, tab, image id, tab, image in base64; without it the 1,000 pairs that "scenes" is tested
+    /// with
     #[arg(long, short, env = "ERNIE_VIL_INPUT", value_name = "FILE")]
     pub input: Option<PathBuf>,
+    #[command(flatten)]
+    pub related: Related,
+    /// The test set that the pairs are, to show the scores that were published for it [default: coco-cn, where the
+    /// model is a published one]
+    #[arg(long, env = "ERNIE_VIL_SET", value_enum)]
+    pub set: Option<TestSet>,
     #[command(flatten)]
     pub rows: Rows,
     #[command(flatten)]
@@ -417,6 +473,52 @@ pub struct Eval {
     /// How to print the scores
     #[arg(long, env = "ERNIE_VIL_REPORT", default_value = "table", value_enum)]
     pub format: ReportFormat,
+}
+
+#[derive(Debug, Args)]
+pub struct Classify {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// The labels, with commas between
+    #[arg(
+        long,
+        env = "ERNIE_VIL_LABELS",
+        value_name = "LABEL",
+        value_delimiter = ',',
+        required_unless_present = "labels_file"
+    )]
+    pub labels: Vec<String>,
+    /// A file of labels, one a line
+    #[arg(long, env = "ERNIE_VIL_LABELS_FILE", value_name = "FILE")]
+    pub labels_file: Option<PathBuf>,
+    /// A caption with {} in the label's place; of several, the mean is taken [default: the label alone]
+    #[arg(
+        long,
+        env = "ERNIE_VIL_TEMPLATE",
+        value_name = "TEXT",
+        conflicts_with = "ensemble"
+    )]
+    pub template: Vec<String>,
+    /// The mean over a dozen templates
+    #[arg(long, env = "ERNIE_VIL_ENSEMBLE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub ensemble: bool,
+    /// How many labels to show
+    #[arg(
+        long,
+        short = 'k',
+        env = "ERNIE_VIL_TOP",
+        default_value_t = 5,
+        value_name = "N"
+    )]
+    pub top: usize,
+    /// Print JSON, one object a picture
+    #[arg(long, env = "ERNIE_VIL_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// The pictures
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

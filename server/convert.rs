@@ -18,8 +18,8 @@ use crate::cli;
 use crate::model::{self, CONFIG, IMAGE, MANIFEST, TEXT, VOCAB};
 use crate::progress::{Progress, Unit};
 
-/// Tokens of a caption at most, where nothing else is said: as in the original.
-const DEFAULT_MAX_TOKENS: usize = 48;
+/// What a checkpoint calls the logarithm of the logits' scale.
+const TEMPERATURE: &str = "contrastive_loss_mm.temperature_b";
 
 pub fn run(args: &cli::Convert, global: &cli::Global) -> Result<()> {
     if let Some(folder) = &args.model {
@@ -66,6 +66,13 @@ fn repack(folder: &Path, args: &cli::Convert, global: &cli::Global) -> Result<()
     }
     if args.note.is_some() {
         config.note.clone_from(&args.note);
+    }
+    // Another preprocessing brings its own limit.
+    if let Some(preprocessing) = args.target.preprocessing.map(Preprocessing::from)
+        && preprocessing != config.preprocessing
+    {
+        config.preprocessing = preprocessing;
+        config.max_text_tokens = preprocessing.max_text_tokens();
     }
     if let Some(max_tokens) = args.target.max_tokens {
         config.max_text_tokens = max_tokens;
@@ -171,6 +178,10 @@ impl Conversion<'_> {
         for (path, name) in self.weights.iter().chain([&self.vocab]) {
             sources.push(source(path, name)?);
         }
+        let preprocessing = self
+            .target
+            .preprocessing
+            .map_or_else(Preprocessing::default, From::from);
         let mut config = ModelConfig {
             format: ModelConfig::FORMAT,
             name: self.name,
@@ -178,8 +189,9 @@ impl Conversion<'_> {
             note: self.note,
             image,
             text,
-            preprocessing: Preprocessing::Original,
-            max_text_tokens: self.target.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
+            preprocessing,
+            max_text_tokens: self.target.max_tokens.unwrap_or(preprocessing.max_text_tokens()),
+            logit_scale: logit_scale(&checkpoint).with_context(in_weights)?,
             fingerprint: String::new(),
             sources,
         };
@@ -189,7 +201,7 @@ impl Conversion<'_> {
         let extra = write_folder(output, &checkpoint, &mut config, &vocab_bytes, pack, self.quiet)
             .with_context(in_weights)?;
         if !self.quiet {
-            for name in extra {
+            for name in extra.iter().filter(|name| *name != TEMPERATURE) {
                 eprintln!("note: {name:?} is not used by inference and was left out");
             }
             for source in &config.sources {
@@ -255,8 +267,15 @@ fn write(
         Ok(entry)
     };
     let (mut image, mut text) = (create(IMAGE, pack.shard_size), create(TEXT, pack.shard_size));
-    let converted =
-        ernie_vil::weights::convert(weights, &config.image, &config.text, dtype, &mut image, &mut text)?;
+    let converted = ernie_vil::weights::convert(
+        weights,
+        &config.image,
+        &config.text,
+        config.preprocessing,
+        dtype,
+        &mut image,
+        &mut text,
+    )?;
     config.fingerprint = converted.fingerprint;
     let mut files = vec![finish(image, IMAGE)?, finish(text, TEXT)?];
     for (name, bytes) in [(CONFIG, config.to_json().as_bytes()), (VOCAB, vocab)] {
@@ -345,6 +364,17 @@ impl Write for Output<'_> {
     }
 }
 
+/// What cosines are multiplied by before a softmax, where the weights have it.
+pub fn logit_scale(weights: &dyn TensorSource) -> Result<Option<f64>> {
+    if weights.shape(TEMPERATURE).is_none() {
+        return Ok(None);
+    }
+    match *weights.read(TEMPERATURE)?.into_f32() {
+        [temperature] => Ok(Some(f64::from(temperature).exp())),
+        ref values => bail!("{TEMPERATURE} has {} values, expected 1", values.len()),
+    }
+}
+
 /// A file's size and SHA-256.
 pub fn source(path: &Path, name: &str) -> Result<ModelSource> {
     let mut file = File::open(path).with_context(|| path.display().to_string())?;
@@ -385,6 +415,15 @@ fn file_name(path: &Path) -> String {
 
 fn is_empty_folder(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+impl From<cli::Preprocessing> for Preprocessing {
+    fn from(preprocessing: cli::Preprocessing) -> Self {
+        match preprocessing {
+            cli::Preprocessing::Original => Self::Original,
+            cli::Preprocessing::Paddlenlp => Self::PaddleNlp,
+        }
+    }
 }
 
 impl From<cli::Release> for Published {

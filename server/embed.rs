@@ -51,6 +51,8 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
     let options = Options {
         batch_size,
         on_error: args.rows.on_error,
+        limit: args.rows.limit,
+        images_only: false,
     };
     embed(
         &model,
@@ -85,6 +87,7 @@ fn configured(config: &RunConfig, device: cli::Device) -> Result<Model> {
         text,
         preprocessing: Preprocessing::Original,
         max_text_tokens: config.max_text_seqlen,
+        logit_scale: convert::logit_scale(&checkpoint)?,
         // A model folder has one; here the checkpoint would have to be read twice for it.
         fingerprint: format!("{} without a model folder", config.init_from_params.display()),
         sources: Vec::new(),
@@ -127,6 +130,7 @@ fn embed(
         fingerprint: config.fingerprint.clone(),
         max_tokens: config.max_text_tokens,
         skips_bad_rows: options.on_error == OnError::Skip,
+        limit: options.limit,
         text_dimensions: config.text.width,
         image_dimensions: config.image.width(),
     };
@@ -140,7 +144,7 @@ fn embed(
         .map_err(ernie_vil::Error::from)
         .and_then(|f| count_rows(BufReader::with_capacity(1 << 18, f)))
     {
-        progress.set_total(Some(total));
+        progress.set_total(Some(total.min(options.limit.unwrap_or(u64::MAX))));
     }
     progress.start_at(position.rows);
     file.seek(SeekFrom::Start(position.offset))
@@ -193,7 +197,10 @@ fn embed(
         std::fs::remove_file(&list).with_context(|| list.display().to_string())?;
     }
     if !quiet {
-        eprintln!("{}", pipeline::summary(rows as u64 - before, elapsed, &times));
+        eprintln!(
+            "{}",
+            pipeline::summary(rows as u64 - before, "pairs", elapsed, &times)
+        );
         for path in written {
             eprintln!("wrote {}", path.display());
         }

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ernie_vil::pairs::{PairReader, count_rows};
 use ernie_vil::recall::{self, Report};
+use ernie_vil::vectors::{Embeddings, Pairs};
 
 use crate::cli;
 use crate::model::Model;
@@ -15,7 +17,11 @@ use crate::progress::{Progress, Unit};
 use crate::{builtin, score};
 
 pub fn run(args: &cli::Eval, global: &cli::Global) -> Result<()> {
+    if let (Some(texts), Some(images)) = (&args.related.texts, &args.related.images) {
+        return run_related(texts, images, args, global);
+    }
     let model = Model::load(&args.model, &args.device, global)?;
+    let limit = args.rows.limit.unwrap_or(u64::MAX);
     let progress = Progress::new("evaluating", Unit::Items("pairs"), global.quiet);
     match &args.input {
         Some(path) => {
@@ -25,7 +31,7 @@ pub fn run(args: &cli::Eval, global: &cli::Global) -> Result<()> {
                 Ok::<_, anyhow::Error>(BufReader::with_capacity(1 << 18, file))
             };
             let total = count_rows(open()?).with_context(|| name.clone())?;
-            progress.set_total(Some(total));
+            progress.set_total(Some(total.min(limit)));
             evaluate(&model, open()?, &name, args, global, progress)
         }
         None => {
@@ -35,7 +41,7 @@ pub fn run(args: &cli::Eval, global: &cli::Global) -> Result<()> {
                     "no --input given, so these are the 1,000 drawn pictures that \"scenes\" is tested with"
                 );
             }
-            progress.set_total(Some(count_rows(pairs)?));
+            progress.set_total(Some(count_rows(pairs)?.min(limit)));
             evaluate(&model, pairs, "the built-in pairs", args, global, progress)
         }
     }
@@ -49,10 +55,7 @@ fn evaluate(
     global: &cli::Global,
     progress: Progress,
 ) -> Result<()> {
-    let options = Options {
-        batch_size: args.rows.batch_size as usize,
-        on_error: args.rows.on_error,
-    };
+    let options = options(args, false);
     let (start, times) = (Instant::now(), Times::default());
     let reader = PairReader::new(input);
     let all = pipeline::embed_all(model, reader, name, &options, &times, |rows| progress.add(rows))?;
@@ -63,12 +66,75 @@ fn evaluate(
         recall::ranks(&all.text, &all.image, recall::Options::default()).with_context(|| name.to_owned())?;
     let report = Report::new(&ranks)?;
     if !global.quiet {
-        eprintln!("{}", pipeline::summary(all.text.rows() as u64, embedded, &times));
+        eprintln!(
+            "{}",
+            pipeline::summary(all.text.rows() as u64, "pairs", embedded, &times)
+        );
         eprintln!("scored in {:.2} s", start.elapsed().as_secs_f64());
     }
     for row in &all.skipped {
         eprintln!("skipped line {}: {}", row.line, row.reason);
     }
-    score::print(&report, args.format, model.config().published);
+    let published = score::published(model.config().published, args.set);
+    score::print(&report, args.format, published);
+    Ok(())
+}
+
+fn options(args: &cli::Eval, images_only: bool) -> Options {
+    Options {
+        batch_size: args.rows.batch_size as usize,
+        on_error: args.rows.on_error,
+        limit: args.rows.limit,
+        images_only,
+    }
+}
+
+/// A test set in Chinese-CLIP's form. What can be checked is checked before anything is computed.
+fn run_related(texts: &Path, images: &Path, args: &cli::Eval, global: &cli::Global) -> Result<()> {
+    ensure!(
+        args.input.is_none() && args.set.is_none() && args.rows.limit.is_none(),
+        "--texts and --images score by Chinese-CLIP's protocol, where --input, --set and --limit have no meaning"
+    );
+    let captions = score::captions(texts)?;
+    let ids = score::image_ids(images)?;
+    score::relations(&captions, texts, &ids)?;
+    let model = Model::load(&args.model, &args.device, global)?;
+    let progress = Progress::new("evaluating", Unit::Items("rows"), global.quiet);
+    progress.set_total(Some((captions.len() + ids.len()) as u64));
+
+    let (start, times) = (Instant::now(), Times::default());
+    let name = images.display().to_string();
+    let file = File::open(images).with_context(|| name.clone())?;
+    let reader = PairReader::new(BufReader::with_capacity(1 << 18, file));
+    let all = pipeline::embed_all(&model, reader, &name, &options(args, true), &times, |rows| {
+        progress.add(rows)
+    })?;
+    let mut values = Vec::new();
+    for batch in captions.chunks(args.rows.batch_size as usize) {
+        let ids: Vec<Vec<u32>> =
+            (batch.iter().map(|caption| model.encode(&caption.text))).collect::<Result<_>>()?;
+        let ids: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+        values.extend_from_slice(pipeline::embed_captions(&model, &ids, &times)?.data());
+        progress.add(batch.len() as u64);
+    }
+    let embedded = start.elapsed();
+    drop(progress);
+
+    let pairs = Pairs {
+        text: Embeddings::new(captions.len(), model.config().text.width, values)?,
+        image: all.image,
+    };
+    // Anew: rows may have been left out.
+    let relations = score::relations(&captions, texts, &all.ids)?;
+    let report = score::score_related(&pairs, &relations, global.quiet)
+        .with_context(|| texts.display().to_string())?;
+    if !global.quiet {
+        let rows = (captions.len() + all.ids.len()) as u64;
+        eprintln!("{}", pipeline::summary(rows, "rows", embedded, &times));
+    }
+    for row in &all.skipped {
+        eprintln!("skipped line {}: {}", row.line, row.reason);
+    }
+    score::print_related(&report, args.format);
     Ok(())
 }

@@ -77,6 +77,7 @@ fn print(config: &ModelConfig, manifest: Option<&Manifest>) {
         serde_json::to_value(config.preprocessing)
             .map_or(String::new(), |name| name.as_str().unwrap_or("").into())
     );
+    println!("logit scale   {:.2}", config.scale());
     println!("fingerprint   {}", config.fingerprint);
     for source in &config.sources {
         println!(

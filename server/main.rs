@@ -3,6 +3,7 @@
 mod atomic_file;
 mod bench;
 mod builtin;
+mod classify;
 mod cli;
 mod convert;
 mod download;
@@ -62,8 +63,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Info(args) => info::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Embed(args) => embed::run(args, global),
-        Command::Score(args) => score::run(args),
+        Command::Score(args) => score::run(args, global),
         Command::Eval(args) => eval::run(args, global),
+        Command::Classify(args) => classify::run(args, global),
         Command::Search(args) => search::run(args, global),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(args, global),

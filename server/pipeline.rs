@@ -1,7 +1,8 @@
 //! Pairs to vectors: one thread reads, all cores decode and preprocess, the model computes, in order.
 //!
 //! The three stages work at the same time on batches that follow each other, with at most
-//! [`AHEAD`] finished batches between two of them, so memory is bounded by a few batches.
+//! [`AHEAD`] finished batches between two of them, so memory is bounded by a few batches. An image that stands in
+//! several rows behind one another, as those of AIC-ICC do with five captions each, is decoded and embedded once.
 
 use std::io::BufRead;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,6 +78,10 @@ impl Times {
 pub struct Options {
     pub batch_size: usize,
     pub on_error: OnError,
+    /// Rows after this many are not read.
+    pub limit: Option<u64>,
+    /// The rows are an image id and an image, without a caption.
+    pub images_only: bool,
 }
 
 /// Sends every batch of `reader` through the model, in order, to `sink`. `name` is the input's, for
@@ -95,9 +100,10 @@ pub fn run<R: BufRead + Send>(
         // Each stage ends when the one before it has, or when the one after it no longer listens.
         scope.spawn(move || read_batches(reader, options, times, &to_prepare));
         scope.spawn(move || prepare_batches(model, raw, options, times, &to_model));
+        let mut before = Vec::new();
         for batch in prepared {
             let batch: Prepared = batch.with_context(|| name.to_owned())?;
-            sink(embed(model, batch, times).with_context(|| name.to_owned())?)?;
+            sink(embed(model, batch, times, &mut before).with_context(|| name.to_owned())?)?;
         }
         Ok(())
     })
@@ -105,8 +111,27 @@ pub fn run<R: BufRead + Send>(
 
 /// A batch as it was read.
 struct Raw {
-    rows: Vec<Result<Pair, Skipped>>,
+    rows: Vec<Result<Row, Skipped>>,
+    /// In base64, each one once.
+    images: Vec<Vec<u8>>,
     position: Position,
+}
+
+/// A row, with where its image is.
+struct Row {
+    line: u64,
+    id: String,
+    caption: String,
+    image: Place,
+}
+
+/// Where the image of a row stands, or its vector.
+#[derive(Clone, Copy)]
+enum Place {
+    /// It is the last image of the batches before.
+    Before,
+    /// In the batch, by its number.
+    Here(usize),
 }
 
 fn read_batches<R: BufRead>(
@@ -115,15 +140,17 @@ fn read_batches<R: BufRead>(
     times: &Times,
     out: &SyncSender<Result<Raw>>,
 ) {
+    let limit = options.limit.unwrap_or(u64::MAX);
+    let mut before: Option<Vec<u8>> = None;
     loop {
-        let mut rows = Vec::with_capacity(options.batch_size);
+        let (mut rows, mut images) = (Vec::with_capacity(options.batch_size), Vec::new());
         let mut failure = None;
         Times::measure(&times.read, || {
-            while rows.len() < options.batch_size {
+            while rows.len() < options.batch_size && reader.position().rows < limit {
                 let line = reader.position().line();
                 match reader.next() {
                     None => break,
-                    Some(Ok(pair)) => rows.push(Ok(pair)),
+                    Some(Ok(pair)) => rows.push(row(pair, options, before.as_deref(), &mut images)),
                     // A row that is not text; the reader goes on after it.
                     Some(Err(error)) if error.code() == "pairs" && options.on_error == OnError::Skip => {
                         rows.push(Err(Skipped {
@@ -138,9 +165,13 @@ fn read_batches<R: BufRead>(
                 }
             }
         });
+        if let Some(last) = images.last() {
+            before = Some(last.clone());
+        }
         let is_last = rows.len() < options.batch_size;
         let raw = Raw {
             rows,
+            images,
             position: reader.position(),
         };
         // Rows before a failure are finished first.
@@ -153,10 +184,50 @@ fn read_batches<R: BufRead>(
     }
 }
 
+/// Takes a pair apart. Its image is added to those of the batch, unless it is the last one that was read.
+fn row(
+    pair: Pair,
+    options: &Options,
+    before: Option<&[u8]>,
+    images: &mut Vec<Vec<u8>>,
+) -> Result<Row, Skipped> {
+    if options.images_only && pair.caption.as_bytes() == pair.image {
+        return Err(Skipped {
+            line: pair.line,
+            reason: "one column, expected an image id, a tab and the image in base64".into(),
+        });
+    }
+    let image = match images.last() {
+        Some(last) if *last == pair.image => Place::Here(images.len() - 1),
+        None if before == Some(&pair.image) => Place::Before,
+        _ => {
+            images.push(pair.image);
+            Place::Here(images.len() - 1)
+        }
+    };
+    let (id, caption) = if options.images_only {
+        (pair.caption, String::new())
+    } else {
+        (
+            pair.image_id.unwrap_or_else(|| pair.line.to_string()),
+            pair.caption,
+        )
+    };
+    Ok(Row {
+        line: pair.line,
+        id,
+        caption,
+        image,
+    })
+}
+
 /// A batch as the towers take it.
 struct Prepared {
     ids: Vec<String>,
+    /// None for rows without a caption.
     captions: Vec<Vec<u32>>,
+    /// Each row's image, by its number in `pixels`.
+    places: Vec<Place>,
     pixels: Vec<f32>,
     skipped: Vec<Skipped>,
     position: Position,
@@ -169,9 +240,11 @@ fn prepare_batches(
     times: &Times,
     out: &SyncSender<Result<Prepared>>,
 ) {
-    let preprocessor = Preprocessor::new(model.config().image.image_size());
+    let preprocessor = Preprocessor::of(model.config());
+    // Why the last image of the batches before cannot be used.
+    let mut before = Ok(());
     for batch in raw {
-        let prepared = batch.map(|batch| prepare(model, batch, &preprocessor, times));
+        let prepared = batch.map(|batch| prepare(model, batch, &preprocessor, options, times, &mut before));
         let (prepared, error) = match prepared {
             Ok(mut prepared) if options.on_error == OnError::Stop && !prepared.skipped.is_empty() => {
                 // The run ends here: the batches before this one are done, this one is not begun.
@@ -193,60 +266,116 @@ fn prepare_batches(
     }
 }
 
-fn prepare(model: &Model, batch: Raw, preprocessor: &Preprocessor, times: &Times) -> Prepared {
+fn prepare(
+    model: &Model,
+    batch: Raw,
+    preprocessor: &Preprocessor,
+    options: &Options,
+    times: &Times,
+    before: &mut Result<(), String>,
+) -> Prepared {
     let values = preprocessor.values();
-    let mut pixels = vec![0.0; batch.rows.len() * values];
-    let rows: Vec<Result<(String, Vec<u32>), Skipped>> = batch
-        .rows
+    let mut pixels = vec![0.0; batch.images.len() * values];
+    let decoded: Vec<Result<(), String>> = batch
+        .images
         .into_par_iter()
         .zip(pixels.par_chunks_exact_mut(values))
-        .map(|(row, pixels)| {
-            let pair = row?;
-            let skipped = |error: anyhow::Error| Skipped {
-                line: pair.line,
-                reason: format!("{error:#}"),
-            };
-            let caption = Times::measure(&times.tokenize, || model.encode(&pair.caption)).map_err(skipped)?;
+        .map(|(image, pixels)| {
             let image = Times::measure(&times.decode, || {
-                decode_base64(&pair.image).and_then(|bytes| decode(&bytes, &Limits::default()))
+                decode_base64(&image).and_then(|bytes| decode(&bytes, &Limits::default()))
             })
-            .map_err(|error| skipped(error.into()))?;
+            .map_err(|error| error.to_string())?;
             Times::measure(&times.preprocess, || {
                 preprocessor.tensor_into(&preprocessor.crop(&image), pixels);
             });
-            Ok((pair.image_id.unwrap_or_else(|| pair.line.to_string()), caption))
+            Ok(())
         })
         .collect();
+    // Good images move up over the gaps that others leave.
+    let mut kept = 0;
+    let places: Vec<Result<Place, String>> = (0..)
+        .zip(&decoded)
+        .map(|(i, image)| {
+            image.clone()?;
+            if i != kept {
+                pixels.copy_within(i * values..(i + 1) * values, kept * values);
+            }
+            kept += 1;
+            Ok(Place::Here(kept - 1))
+        })
+        .collect();
+    pixels.truncate(kept * values);
+
+    let rows: Vec<Result<(Row, Vec<u32>), Skipped>> = batch
+        .rows
+        .into_par_iter()
+        .map(|row| {
+            let mut row = row?;
+            let place = match row.image {
+                Place::Before => before.clone().map(|()| Place::Before),
+                Place::Here(at) => places[at].clone(),
+            };
+            let skipped = |reason| Skipped {
+                line: row.line,
+                reason,
+            };
+            let caption = if options.images_only {
+                Vec::new()
+            } else {
+                Times::measure(&times.tokenize, || model.encode(&row.caption))
+                    .map_err(|error| skipped(format!("{error:#}")))?
+            };
+            row.image = place.map_err(skipped)?;
+            Ok((row, caption))
+        })
+        .collect();
+    if let Some(last) = decoded.into_iter().next_back() {
+        *before = last;
+    }
     let mut prepared = Prepared {
         ids: Vec::new(),
         captions: Vec::new(),
-        pixels: Vec::new(),
+        places: Vec::new(),
+        pixels,
         skipped: Vec::new(),
         position: batch.position,
     };
-    // Good rows move up over the gaps that skipped ones leave.
-    for (i, row) in rows.into_iter().enumerate() {
+    for row in rows {
         match row {
-            Ok((id, caption)) => {
-                let to = prepared.ids.len() * values;
-                if i * values != to {
-                    pixels.copy_within(i * values..(i + 1) * values, to);
+            Ok((row, caption)) => {
+                prepared.ids.push(row.id);
+                prepared.places.push(row.image);
+                if !options.images_only {
+                    prepared.captions.push(caption);
                 }
-                prepared.ids.push(id);
-                prepared.captions.push(caption);
             }
             Err(skipped) => prepared.skipped.push(skipped),
         }
     }
-    pixels.truncate(prepared.ids.len() * values);
-    prepared.pixels = pixels;
     prepared
 }
 
-fn embed(model: &Model, batch: Prepared, times: &Times) -> Result<Batch> {
+/// Embeds captions alone.
+pub fn embed_captions(model: &Model, captions: &[&[u32]], times: &Times) -> Result<Embeddings> {
+    Times::measure(&times.text_tower, || model.embed_captions(captions))
+}
+
+/// Embeds a batch. `before` is the vector of the last image of the batches before.
+fn embed(model: &Model, batch: Prepared, times: &Times, before: &mut Vec<f32>) -> Result<Batch> {
     let captions: Vec<&[u32]> = batch.captions.iter().map(Vec::as_slice).collect();
-    let text = Times::measure(&times.text_tower, || model.embed_captions(&captions))?;
-    let image = Times::measure(&times.image_tower, || model.embed_images(&batch.pixels))?;
+    let text = embed_captions(model, &captions, times)?;
+    let images = Times::measure(&times.image_tower, || model.embed_images(&batch.pixels))?;
+    let mut values = Vec::with_capacity(batch.places.len() * images.dimensions());
+    for place in batch.places {
+        values.extend_from_slice(match place {
+            Place::Before => before,
+            Place::Here(at) => images.row(at),
+        });
+    }
+    if let Some(last) = images.iter().next_back() {
+        *before = last.to_vec();
+    }
+    let image = Embeddings::new(batch.ids.len(), model.config().image.width(), values)?;
     Ok(Batch {
         ids: batch.ids,
         text,
@@ -258,6 +387,7 @@ fn embed(model: &Model, batch: Prepared, times: &Times) -> Result<Batch> {
 
 /// The vectors of a whole input.
 pub struct Embedded {
+    pub ids: Vec<String>,
     pub text: Embeddings,
     pub image: Embeddings,
     pub skipped: Vec<Skipped>,
@@ -272,9 +402,10 @@ pub fn embed_all<R: BufRead + Send>(
     times: &Times,
     count: impl Fn(u64),
 ) -> Result<Embedded> {
-    let (mut texts, mut images, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ids, mut texts, mut images, mut skipped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     run(model, reader, name, options, times, |batch| {
         count((batch.ids.len() + batch.skipped.len()) as u64);
+        ids.extend(batch.ids);
         texts.extend_from_slice(batch.text.data());
         images.extend_from_slice(batch.image.data());
         skipped.extend(batch.skipped);
@@ -282,6 +413,7 @@ pub fn embed_all<R: BufRead + Send>(
     })?;
     let side = |values: Vec<f32>, width: usize| Embeddings::new(values.len() / width, width, values);
     Ok(Embedded {
+        ids,
         text: side(texts, model.config().text.width)?,
         image: side(images, model.config().image.width())?,
         skipped,
@@ -289,7 +421,7 @@ pub fn embed_all<R: BufRead + Send>(
 }
 
 /// What a run took, for people: the rate, and each stage's share.
-pub fn summary(rows: u64, elapsed: Duration, times: &Times) -> String {
+pub fn summary(rows: u64, unit: &str, elapsed: Duration, times: &Times) -> String {
     let seconds = elapsed.as_secs_f64();
     let stages = times.stages();
     let busiest = stages[4..]
@@ -307,7 +439,7 @@ pub fn summary(rows: u64, elapsed: Duration, times: &Times) -> String {
         .map(|(name, time)| format!("{name} {:.2} s", time.as_secs_f64()))
         .collect();
     format!(
-        "{rows} pairs in {seconds:.2} s, {:.1} a second, bound by {bound} (busy: {})",
+        "{rows} {unit} in {seconds:.2} s, {:.1} a second, bound by {bound} (busy: {})",
         rows as f64 / seconds.max(1e-9),
         list.join(", ")
     )

@@ -44,7 +44,7 @@ pub fn run(args: &cli::Search, global: &cli::Global) -> Result<()> {
         queries.push((text.clone(), model.embed_captions(&[&model.encode(text)?])?));
     }
     for path in &args.image {
-        let preprocessor = Preprocessor::new(model.config().image.image_size());
+        let preprocessor = Preprocessor::of(model.config());
         let mut pixels = vec![0.0; preprocessor.values()];
         preprocess(&preprocessor, path, &mut pixels)?;
         queries.push((path.display().to_string(), model.embed_images(&pixels)?));
@@ -129,7 +129,7 @@ fn index(model: &Model, args: &cli::Search, global: &cli::Global) -> Result<Embe
 
     let progress = Progress::new("embedding", Unit::Items("pictures"), global.quiet);
     progress.set_total(Some(new.len() as u64));
-    let preprocessor = Preprocessor::new(config.image.image_size());
+    let preprocessor = Preprocessor::of(config);
     let values = preprocessor.values();
     let mut skipped = Vec::new();
     for batch in new.chunks(BATCH) {
@@ -167,7 +167,8 @@ fn index(model: &Model, args: &cli::Search, global: &cli::Global) -> Result<Embe
     Ok(index)
 }
 
-fn preprocess(preprocessor: &Preprocessor, file: &Path, pixels: &mut [f32]) -> Result<()> {
+/// Reads a picture into the image tower's input.
+pub fn preprocess(preprocessor: &Preprocessor, file: &Path, pixels: &mut [f32]) -> Result<()> {
     let limits = Limits::default();
     let bytes = model::read(file, limits.max_bytes as u64)?;
     preprocessor

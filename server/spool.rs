@@ -31,6 +31,7 @@ pub struct Job {
     pub fingerprint: String,
     pub max_tokens: usize,
     pub skips_bad_rows: bool,
+    pub limit: Option<u64>,
     pub text_dimensions: usize,
     pub image_dimensions: usize,
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
+use ernie_vil::image::Preprocessor;
 use ernie_vil::pairs::PairReader;
 use ernie_vil::recall::{self, Report};
 use ernie_vil::text::Tokenizer;
@@ -205,7 +206,7 @@ impl<'a> Run<'a> {
             data: &self.data,
             tokenizer: &self.tokenizer,
             config,
-            image_size: self.model.image.image_size(),
+            preprocessor: Preprocessor::of(&self.model),
             max_text_tokens: self.model.max_text_tokens,
         };
         let (start, mut recall) = (Instant::now(), String::new());
@@ -244,6 +245,7 @@ impl<'a> Run<'a> {
         drop(progress);
         let folder = output.join(MODEL);
         let mut model = self.model;
+        model.logit_scale = Some(f64::from(trainer.scale()));
         convert::write_folder(
             &folder,
             &trainer.weights(),
@@ -283,6 +285,7 @@ fn start(config: &TrainConfig) -> Result<(Vec<u8>, ModelConfig)> {
         text: fresh.text.clone(),
         preprocessing: Preprocessing::Original,
         max_text_tokens: fresh.max_text_tokens,
+        logit_scale: None,
         fingerprint: String::new(),
         sources: Vec::new(),
     };
@@ -322,6 +325,8 @@ fn validate(trainer: &Trainer, config: &ModelConfig, vocab: &[u8], path: &Path, 
     let options = Options {
         batch_size: 64,
         on_error: OnError::Stop,
+        limit: None,
+        images_only: false,
     };
     let reader = PairReader::new(file);
     let all = pipeline::embed_all(&model, reader, &name, &options, &Times::default(), |_| ())?;

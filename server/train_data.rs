@@ -69,7 +69,7 @@ pub struct Batches<'a> {
     pub data: &'a TrainData,
     pub tokenizer: &'a Tokenizer,
     pub config: &'a TrainConfig,
-    pub image_size: usize,
+    pub preprocessor: Preprocessor,
     pub max_text_tokens: usize,
 }
 
@@ -111,9 +111,9 @@ impl Batches<'_> {
             self.config.has_view(View::Image2),
             self.config.has_view(View::Tags),
         );
-        let values = Preprocessor::new(self.image_size).values();
+        let values = self.preprocessor.values();
         let mut batch = Batch {
-            image_size: self.image_size,
+            image_size: self.preprocessor.size(),
             image: vec![0.0; rows.len() * values],
             image_2: vec![0.0; if second { rows.len() * values } else { 0 }],
             ..Batch::default()
@@ -150,13 +150,12 @@ impl Batches<'_> {
         let (caption, tags, image) = self.data.row(row)?;
         let place = || format!("{}, line {}", self.data.name, row + 1);
         let pixels = decode(&image, &Limits::default()).with_context(place)?;
-        let preprocessor = Preprocessor::new(self.image_size);
         let augmentation: &Augmentation = &self.config.augmentation;
         for (view, out) in [Some(first), second].into_iter().enumerate() {
             let Some(out) = out else { continue };
             let seed = seed_of(&[self.config.seed, step, slot as u64, view as u64]);
-            let seen = augmentation.apply(&pixels, self.image_size, seed);
-            preprocessor.tensor_into(&seen, out);
+            let seen = augmentation.apply_for(&pixels, &self.preprocessor, seed);
+            self.preprocessor.tensor_into(&seen, out);
         }
         let encode = |text: &str| self.tokenizer.encode(text, self.max_text_tokens);
         let tags = match (wants_tags, tags) {

@@ -420,7 +420,25 @@ pub enum Preprocessing {
     #[default]
     #[serde(rename = "ernie-vil-2.0")]
     Original,
+    /// That of PaddleNLP's `ernie_vil-2.0-base-zh`, another front end of the same weights: Pillow's bicubic resize of the
+    /// short side with antialiasing, centre crop, the same mean and standard deviation. Its vectors differ slightly.
+    #[serde(rename = "paddlenlp")]
+    PaddleNlp,
 }
+
+impl Preprocessing {
+    /// Tokens of a caption at most, where nothing else is said.
+    pub fn max_text_tokens(self) -> usize {
+        match self {
+            Self::Original => 48,
+            Self::PaddleNlp => 64,
+        }
+    }
+}
+
+/// What cosines are multiplied by before a softmax where a model says nothing: e to the power of 2.65926, the value that
+/// ERNIE-ViL 2.0's training starts with, 14.29.
+pub const LOGIT_SCALE: f64 = 14.285_713_758_103_183;
 
 /// A published model whose scores are known, so that they can stand beside measured ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -467,6 +485,10 @@ pub struct ModelConfig {
     pub preprocessing: Preprocessing,
     /// Tokens of a caption at most, `[CLS]` and `[SEP]` included; longer ones are cut.
     pub max_text_tokens: usize,
+    /// What cosines are multiplied by before a softmax, where the weights say so: the exponential of the checkpoint's
+    /// `contrastive_loss_mm.temperature_b`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_scale: Option<f64>,
     /// Fingerprint of the weights: vectors are comparable only where it is the same.
     pub fingerprint: String,
     /// The files that the model was made from.
@@ -493,6 +515,11 @@ impl ModelConfig {
         let mut json = serde_json::to_string_pretty(self).expect("plain data serialises");
         json.push('\n');
         json
+    }
+
+    /// What cosines are multiplied by before a softmax: the model's own, or else [`LOGIT_SCALE`].
+    pub fn scale(&self) -> f64 {
+        self.logit_scale.unwrap_or(LOGIT_SCALE)
     }
 
     /// What the original calls a model of these sizes; "other" for any that it does not have.
@@ -532,6 +559,12 @@ impl ModelConfig {
             return Err(Error::Config(format!(
                 "max_text_tokens is {}, expected 2 to {} (text.max_positions)",
                 self.max_text_tokens, self.text.max_positions
+            )));
+        }
+        if !(1e-4..=1e4).contains(&self.scale()) {
+            return Err(Error::Config(format!(
+                "logit_scale is {}, expected 0.0001 to 10000",
+                self.scale()
             )));
         }
         Ok(())

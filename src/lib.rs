@@ -8,6 +8,7 @@
 //! The library does no I/O and starts no thread: bytes and slices come in, values go out.
 #![warn(missing_docs)]
 
+pub mod classify;
 mod config;
 mod error;
 #[cfg(feature = "wgpu")]

@@ -141,7 +141,7 @@ impl<R: BufRead> PairReader<R> {
     }
 
     /// Reads one line and hands it over without its end, with its position.
-    fn next_line<T>(&mut self, take: impl FnOnce(&[u8], Position) -> T) -> Result<Option<T>> {
+    pub(crate) fn next_line<T>(&mut self, take: impl FnOnce(&[u8], Position) -> T) -> Result<Option<T>> {
         if self.ended {
             return Ok(None);
         }

@@ -251,6 +251,169 @@ fn a_model_folder_embeds_to_every_format_and_scores() {
 }
 
 #[test]
+fn a_folder_says_how_its_images_are_preprocessed_and_how_its_scores_are_scaled() {
+    let folder = TempDir::new().unwrap();
+    let original = convert(&folder, "tiny", &[]);
+    let paddlenlp = convert(&folder, "tiny", &["--preprocessing", "paddlenlp"]);
+    let config = |model: &Path| -> Value {
+        let info: Value =
+            serde_json::from_str(&stdout(&run(&["info", "-m", text(model), "--json"]))).unwrap();
+        info["config"].clone()
+    };
+    let (first, second) = (config(&original), config(&paddlenlp));
+    assert_eq!(
+        (&first["preprocessing"], &first["max_text_tokens"]),
+        (&"ernie-vil-2.0".into(), &48.into())
+    );
+    assert_eq!(
+        (&second["preprocessing"], &second["max_text_tokens"]),
+        (&"paddlenlp".into(), &64.into())
+    );
+    assert_ne!(first["fingerprint"], second["fingerprint"]);
+    // The checkpoint has contrastive_loss_mm.temperature_b = 2.65926.
+    for config in [&first, &second] {
+        let scale = config["logit_scale"].as_f64().unwrap();
+        assert!((scale - 2.65926f64.exp()).abs() < 1e-5, "{scale}");
+    }
+    // A folder that is packed anew takes it on, with its limit of tokens, and keeps it.
+    let (packed, again) = (folder.path().join("packed"), folder.path().join("again"));
+    let pack = |from: &Path, to: &Path, more: &[&str]| {
+        stdout(&run(
+            &[&["convert", "-m", text(from), "-o", text(to)][..], more].concat()
+        ));
+        config(to)
+    };
+    let (packed_config, again_config) = (
+        pack(&original, &packed, &["--preprocessing", "paddlenlp"]),
+        pack(&packed, &again, &["--max-tokens", "50"]),
+    );
+    for key in ["fingerprint", "preprocessing", "logit_scale"] {
+        assert_eq!(packed_config[key], second[key]);
+        assert_eq!(again_config[key], second[key]);
+    }
+    assert_eq!(
+        (
+            &packed_config["max_text_tokens"],
+            &again_config["max_text_tokens"]
+        ),
+        (&64.into(), &50.into())
+    );
+
+    let embed = |model: &Path| {
+        let output = folder.path().join("v.out");
+        let input = golden("coco_cn_style.tsv");
+        stdout(&run(&[
+            "embed",
+            "-m",
+            text(model),
+            "-i",
+            text(&input),
+            "-o",
+            text(&output),
+        ]));
+        vectors(&output)
+    };
+    let (first, second) = (embed(&original), embed(&packed));
+    assert_eq!(first.text.row(2), second.text.row(2));
+    let difference = largest_difference(first.image.data(), second.image.data());
+    assert!((1e-3..0.5).contains(&difference), "{difference}");
+}
+
+#[test]
+#[cfg(feature = "scenes")]
+fn pictures_are_classified_without_training() {
+    use ernie_vil::classify::TEMPLATES;
+    use ernie_vil::image::decode_base64;
+    let folder = TempDir::new().unwrap();
+    let tsv = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/models/scenes/test.tsv")).unwrap();
+    let mut right = Vec::new();
+    let mut files = Vec::new();
+    for (at, line) in tsv.lines().enumerate() {
+        let columns: Vec<&str> = line.split('\t').collect();
+        if ["帐篷", "帆船", "蝴蝶", "自行车"].contains(&columns[2])
+            && right.iter().filter(|tag| **tag == columns[2]).count() < 5
+        {
+            let file = folder.path().join(format!("{at}.png"));
+            fs::write(&file, decode_base64(columns[3].as_bytes()).unwrap()).unwrap();
+            right.push(columns[2]);
+            files.push(file);
+        }
+    }
+    let names: Vec<&str> = files.iter().map(|file| text(file)).collect();
+    let classify = |more: &[&str]| {
+        let args = [
+            &["classify", "--labels", "帐篷,帆船,蝴蝶,自行车", "--json"][..],
+            more,
+            &names,
+        ]
+        .concat();
+        let lines = stdout(&run(&args));
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect::<Vec<Value>>()
+    };
+    let plain = classify(&[]);
+    assert_eq!(classify(&["--template", "{}"]), plain);
+    let every: Vec<&str> = TEMPLATES
+        .iter()
+        .flat_map(|template| ["--template", template])
+        .collect();
+    let ensemble = classify(&["--ensemble"]);
+    assert_eq!(classify(&every), ensemble);
+    assert_ne!(ensemble, plain);
+    for found in [plain, ensemble] {
+        assert_eq!(found.len(), files.len());
+        let mut hits = 0;
+        for ((line, file), right) in found.iter().zip(&names).zip(&right) {
+            assert_eq!(line["file"], *file);
+            let labels = line["labels"].as_array().unwrap();
+            hits += usize::from(labels[0]["label"] == *right);
+            let number = |label: &Value, key: &str| label[key].as_f64().unwrap();
+            let sum: f64 = labels.iter().map(|label| number(label, "probability")).sum();
+            assert!((sum - 1.0).abs() < 1e-5, "{line}");
+            // The model has no scale of its own.
+            let (a, b) = (&labels[0], &labels[1]);
+            let expected = ((number(a, "score") - number(b, "score")) * 2.65926f64.exp()).exp();
+            assert!(
+                (number(a, "probability") / number(b, "probability") / expected - 1.0).abs() < 1e-3,
+                "{line}"
+            );
+        }
+        assert!(hits * 10 >= 8 * files.len(), "{hits} of {}", files.len());
+    }
+
+    let file = folder.path().join("labels.txt");
+    fs::write(&file, "月亮\n\n 汽车\r\n雪人\n花").unwrap();
+    let printed = stdout(&run(&[
+        "classify",
+        "--labels-file",
+        text(&file),
+        "-k",
+        "2",
+        names[0],
+    ]));
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (3, names[0]));
+    assert!(lines[1].contains(" %  "), "{printed}");
+    for (args, expected) in [
+        (&["--labels", "猫,猫"][..], "the label \"猫\" is there twice"),
+        (
+            &["--labels", "猫", "--template", "照片"],
+            "the template \"照片\" has no {}",
+        ),
+    ] {
+        let error = failure(&run(&[&["classify"][..], args, &[names[0]]].concat()));
+        assert!(error.contains(expected), "{error}");
+    }
+    let output = run(&["classify", "--labels", "猫,狗", text(&file), names[0]]);
+    assert!(failure(&output).contains("1 of 2 pictures could not be read"));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.starts_with(names[0]), "{printed}");
+    assert_eq!(run(&["classify", "--labels", "猫"]).status.code(), Some(2));
+}
+
+#[test]
 fn half_precision_halves_the_folder_and_keeps_the_vectors_close() {
     let folder = TempDir::new().unwrap();
     let model = convert(&folder, "tiny", &["--dtype", "f16"]);

@@ -13,9 +13,10 @@ const LONGEST: usize = 64 << 10;
 /// A target's name and what it does with an input.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 13] = [
     ("base64", fuzz::base64),
     ("caption", fuzz::caption),
+    ("captions", fuzz::captions),
     ("config", fuzz::config),
     ("image", fuzz::image),
     ("index", fuzz::index),

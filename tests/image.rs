@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ernie_vil::Preprocessing;
 use ernie_vil::image::{Limits, Pixels, Preprocessor, decode, resize_linear};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -50,6 +51,38 @@ fn recorded(name: &str) -> Pixels {
         "{name}"
     );
     Pixels::new(info.width, info.height, data).unwrap()
+}
+
+/// The profile of PaddleNLP, against Pillow and NumPy (benches/peers/preprocess_paddlenlp.py).
+#[test]
+fn the_profile_paddlenlp_gives_the_levels_of_pillow() {
+    let recorded_cases: Value = serde_json::from_slice(&read("preprocess_paddlenlp.json")).unwrap();
+    let cases = recorded_cases["cases"].as_array().unwrap();
+    assert!(cases.len() > 100, "{}", cases.len());
+    let mut wrong = Vec::new();
+    for case in cases {
+        let pixels = match case["decoded"].as_str() {
+            Some(name) => recorded(&format!("decoded/{name}")),
+            None => {
+                let (width, height) = pair(&case["noise"]);
+                let level = |i: u64| ((i * 2_654_435_761 % (1 << 32)) >> 24) as u8;
+                let data = (0..3 * width * height).map(level).collect();
+                Pixels::new(width as u32, height as u32, data).unwrap()
+            }
+        };
+        let size = case["size"].as_u64().unwrap() as usize;
+        let preprocessor = Preprocessor::with_profile(size, Preprocessing::PaddleNlp);
+        let crop = preprocessor.crop(&pixels);
+        let mut tensor = vec![0.0; preprocessor.values()];
+        preprocessor.tensor_into(&crop, &mut tensor);
+        if preprocessor.resized(pixels.width(), pixels.height()) != pair(&case["resized"])
+            || sha256(crop.data()) != case["crop_sha256"]
+            || sha256(&little_endian(&tensor)) != case["tensor_sha256"]
+        {
+            wrong.push(case);
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}: {wrong:?}", wrong.len(), cases.len());
 }
 
 #[test]

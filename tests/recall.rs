@@ -1,6 +1,6 @@
 //! Ranks and recall, against what the original's evaluation prints and against plain loops.
 
-use ernie_vil::recall::{Options, PROTOCOL, Ranks, Report, comparison, published, ranks};
+use ernie_vil::recall::{Options, Ranks, Report, TestSet, comparison, published, ranks};
 use ernie_vil::vectors::{Embeddings, read_out};
 use ernie_vil::{Published, Result};
 use proptest::prelude::*;
@@ -342,7 +342,7 @@ fn a_report_stands_beside_the_published_figures() {
     };
     let report = Report::new(&both).unwrap();
     assert_eq!(
-        comparison(&report, Published::First),
+        comparison(&report, Published::First, TestSet::CocoCn),
         "\
 Published: ERNIE_VIL2_BASE_ViT, one-to-one, COCO-CN test, 1,000 pairs
 | Name       |   R@1 |   R@5 |   R@10 |   meanRecall |
@@ -360,16 +360,40 @@ Published: ERNIE_VIL2_BASE_ViT, one-to-one, COCO-CN test, 1,000 pairs
     );
     both.text_to_image.pop();
     both.image_to_text.pop();
-    let text = comparison(&Report::new(&both).unwrap(), Published::Open);
+    let text = comparison(&Report::new(&both).unwrap(), Published::Open, TestSet::CocoCn);
     let mut lines = text.lines();
     assert_eq!(
         lines.next().unwrap(),
-        format!("Published: OPEN_ERNIE_VIL2_BASE_ViT, {PROTOCOL}")
+        "Published: OPEN_ERNIE_VIL2_BASE_ViT, one-to-one, COCO-CN test, 1,000 pairs"
     );
     assert_eq!(
         lines.next().unwrap(),
         "Not comparable: these are 999 pairs, so not that test split"
     );
+
+    let places = vec![5; 10_000];
+    let report = Report::new(&Ranks {
+        text_to_image: places.clone(),
+        image_to_text: places,
+    })
+    .unwrap();
+    let expected = "\
+Published: ERNIE_VIL2_BASE_ViT, one-to-one, AIC-ICC validation, first 10,000 pairs
+| Name       |    R@1 |   R@5 |   R@10 |   meanRecall |
+|------------|--------|-------|--------|--------------|
+| Text2Image |   0.00 |  0.00 | 100.00 |        33.33 |
+| published  |  17.93 |     - |      - |            - |
+| difference | -17.93 |     - |      - |            - |
+| Image2Text |   0.00 |  0.00 | 100.00 |        33.33 |
+| published  |  30.41 |     - |      - |            - |
+| difference | -30.41 |     - |      - |            - |
+| MeanRecall |   0.00 |  0.00 | 100.00 |        33.33 |
+| published  |      - |     - |      - |        38.57 |
+| difference |      - |     - |      - |        -5.24 |
+";
+    assert_eq!(comparison(&report, Published::First, TestSet::AicIcc), expected);
+    let text = comparison(&report, Published::Open, TestSet::AicIcc);
+    assert!(text.starts_with("Published: ERNIE_VIL2_BASE_ViT (not the open release), one-to-one, AIC-ICC"));
 }
 
 proptest! {

@@ -416,7 +416,7 @@ fn every_endpoint_answers_as_the_document_says() {
         ("search", json!({"input": [caption, {"image": image}], "k": 2})),
         (
             "classify",
-            json!({"input": {"image": image}, "labels": [caption, "一条狗"]}),
+            json!({"input": {"image": image}, "labels": [caption, "一条狗"], "ensemble": true}),
         ),
         ("remove", json!({"ids": ["a", "nobody"]})),
     ]);
@@ -690,6 +690,71 @@ fn the_index_is_searched_and_classified_over_and_outlives_the_server() {
     let own = json!({"input": {"image": pairs[3].1}, "labels": [pairs[2].0, pairs[3].0], "k": 1});
     let label = &server.post("/v1/classify", &own).ok()["data"][0]["labels"][0]["label"].clone();
     assert_eq!(label, &json!(pairs[3].0));
+
+    // A label's vector is the mean over its templates, and what the scores are scaled by is the model's.
+    let info = server.get("/info").ok();
+    let scale = info["logit_scale"].as_f64().unwrap();
+    assert!((scale - 2.65926f64.exp()).abs() < 1e-5, "{scale}");
+    let labels = ["一只猫", "红色的圆", "雪人"];
+    let classify = |more: Value| {
+        let mut body = json!({"input": {"image": pairs[3].1}, "labels": labels});
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        server.post("/v1/classify", &body).ok()["data"][0]["labels"].clone()
+    };
+    let plain = classify(json!({}));
+    assert_eq!(classify(json!({"template": "{}"})), plain);
+    let number = |label: &Value, key: &str| label[key].as_f64().unwrap();
+    let expected = ((number(&plain[0], "score") - number(&plain[1], "score")) * scale).exp();
+    let ratio = number(&plain[0], "probability") / number(&plain[1], "probability");
+    assert!((ratio / expected - 1.0).abs() < 1e-3, "{plain}");
+    let ensemble = classify(json!({"ensemble": true}));
+    assert_eq!(classify(json!({"templates": info["templates"]})), ensemble);
+    let two = classify(json!({"templates": ["{}", "一张{}的照片"]}));
+    let embed = |text: String| -> Vec<f64> {
+        let reply = server.post("/v1/embeddings", &json!({ "input": text })).ok();
+        let vector = reply["data"][0]["embedding"].as_array().unwrap();
+        vector.iter().map(|value| value.as_f64().unwrap()).collect()
+    };
+    let image = server
+        .post("/v1/embeddings", &json!({"input": {"image": pairs[3].1}}))
+        .ok();
+    let label = two[0]["label"].as_str().unwrap();
+    let (a, b) = (embed(label.into()), embed(format!("一张{label}的照片")));
+    let mean: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+    let length = mean.iter().map(|value| value * value).sum::<f64>().sqrt();
+    let values = image["data"][0]["embedding"].as_array().unwrap();
+    let score: f64 = mean
+        .iter()
+        .zip(values)
+        .map(|(a, b)| a / length * b.as_f64().unwrap())
+        .sum();
+    assert!((score - number(&two[0], "score")).abs() < 1e-5, "{score}, {two}");
+    for (more, expected) in [
+        (
+            json!({"template": "照片"}),
+            "template: \"照片\" has no {} where the label goes",
+        ),
+        (json!({"templates": []}), "templates: "),
+        (json!({"templates": ["{}", 1]}), "templates[1]: "),
+        (json!({"ensemble": 1}), "ensemble: "),
+        (
+            json!({"ensemble": true, "template": "{}"}),
+            "expected `template`, `templates` or `ensemble` alone",
+        ),
+        (
+            json!({"ensemble": true, "labels": null}),
+            "ensemble: given without texts as labels",
+        ),
+    ] {
+        let mut body = json!({"input": "a", "labels": labels});
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let (_, message) = server.post("/v1/classify", &body).error(400);
+        assert!(message.contains(expected), "{message}");
+    }
 
     let remove = server
         .json(

@@ -218,6 +218,7 @@ fn model(image: VitConfig, text: ErnieConfig) -> ModelConfig {
         image: image.into(),
         text,
         preprocessing: Preprocessing::Original,
+        logit_scale: None,
         fingerprint: String::new(),
         sources: Vec::new(),
     }

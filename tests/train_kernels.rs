@@ -177,12 +177,14 @@ fn composed(x: Tensor<2>, activation: Activation) -> Tensor<2> {
         Activation::QuickGelu => x.clone() * sigmoid(x * 1.702),
         Activation::Gelu => gelu(x),
         Activation::Relu => relu(x),
+        Activation::Swish => x.clone() * sigmoid(x),
     }
 }
 
-const ACTIVATIONS: [Activation; 4] = [
+const ACTIVATIONS: [Activation; 5] = [
     Activation::None,
     Activation::QuickGelu,
+    Activation::Swish,
     Activation::Gelu,
     Activation::Relu,
 ];

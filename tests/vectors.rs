@@ -589,9 +589,11 @@ fn safetensors_of_other_writers() {
             "9 rows of 0",
         ),
         (
-            format!(r#"{{{text},"image":{{"dtype":"F32","shape":[1,2],"data_offsets":[16,24]}}}}"#),
-            24,
-            "2 text rows, 1 image rows and no ids",
+            format!(
+                r#"{{{text},"image":{{"dtype":"F32","shape":[1,2],"data_offsets":[16,24]}},"ids":{{"dtype":"U8","shape":[7],"data_offsets":[24,31]}}}}"#
+            ),
+            31,
+            "expected a JSON list of strings",
         ),
         (
             format!(r#"{{{text},"ids":{{"dtype":"U8","shape":[2],"data_offsets":[16,18]}}}}"#),

@@ -14,6 +14,7 @@ use ernie_vil::ModelConfig;
 use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
 use ernie_vil::index::{EmbeddingIndex, VectorType};
 use ernie_vil::pairs::{PairReader, Position, count_rows};
+use ernie_vil::recall::{CaptionReader, Relations};
 use ernie_vil::text::{Tokenizer, Vocabulary};
 use ernie_vil::vectors::{Embeddings, NpyWriter, OutWriter, read_npy, read_out, read_safetensors};
 use ernie_vil::weights::{
@@ -52,6 +53,19 @@ pub fn caption(bytes: &[u8]) {
             let kept = ids.len().min(most - 2);
             assert_eq!(cut[1..cut.len() - 1], ids[..kept]);
             assert_eq!(tokenizer.row(&text, most).unwrap().len(), most);
+        }
+    });
+}
+
+/// Captions with their images' ids, a line each: no more pairs than ids, and as many ids missing as are of no image.
+pub fn captions(bytes: &[u8]) {
+    at_most(256 * bytes.len() + 64 * KIB, || {
+        let lines: Vec<_> = CaptionReader::new(bytes).collect();
+        assert!(lines.len() as u64 <= count_rows(bytes).unwrap());
+        let captions: Vec<_> = lines.into_iter().flatten().collect();
+        let named: usize = captions.iter().map(|caption| caption.image_ids.len()).sum();
+        if let Ok(relations) = Relations::new(&captions, &["1", "17"]) {
+            assert!(relations.pairs() + relations.missing().len() <= named);
         }
     });
 }
@@ -302,7 +316,9 @@ pub fn request(bytes: &[u8]) {
                 of(&body.input);
                 body.labels.iter().for_each(|labels| of(labels));
                 named(body.model);
-                assert!((1..=1000).contains(&body.k) && body.temperature > 0.0);
+                assert!((1..=1000).contains(&body.k) && body.temperature.is_none_or(|value| value > 0.0));
+                assert!((1..=64).contains(&body.templates.len()));
+                assert!(body.templates.iter().all(|template| template.contains("{}")));
             }
             Err(error) => problem(error),
         }

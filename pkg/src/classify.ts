@@ -11,9 +11,6 @@ export interface Classification {
   probability: number;
 }
 
-/** What cosines are multiplied by before the softmax where a model says nothing: ERNIE-ViL 2.0's, e to the power of 2.65926. */
-export const LOGIT_SCALE = Math.exp(2.65926);
-
 /** @returns each label in each template, label by label */
 export function captions(labels: readonly string[], templates: readonly string[]): string[] {
   if (labels.length === 0) throw new ErnieVilError("argument", "there are no labels to choose from");

@@ -19,10 +19,12 @@ export interface WasmInfo {
   vocabSize: number;
   towers: Tower[];
   parameters: number;
-  dtype: "f32" | "f16";
+  dtype: "f32" | "f16" | "int8" | "int4";
   note: string | null;
-  /** What cosines are multiplied by before a softmax, where the model says so. */
-  logitScale?: number;
+  /** What cosines are multiplied by before a softmax. */
+  logitScale: number;
+  /** The prompts of an ensemble. */
+  templates: string[];
 }
 
 /** Takes a model's weights piece by piece. */

@@ -26,6 +26,8 @@ interface ServerInfo {
   version: string;
   dimensions: { text: number; image: number };
   max_text_tokens: number;
+  logit_scale: number;
+  templates: string[];
   image_size: number;
   vocab_size: number;
   parameters: number;
@@ -109,6 +111,8 @@ class Server {
       fingerprint,
       dimensions,
       maxTextTokens: info.max_text_tokens,
+      logitScale: info.logit_scale,
+      templates: info.templates,
       imageSize: info.image_size,
       vocabSize: info.vocab_size,
       towers: ["image", "text"],

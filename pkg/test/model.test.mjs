@@ -129,6 +129,8 @@ test("labels are compared in their templates, shares add up to one", async () =>
   assert.ok(ranked.every(({ probability }, i) => i === 0 || probability <= ranked[i - 1].probability));
   const [a, b] = ranked;
   assert.ok(Math.abs(Math.log(a.probability / b.probability) / (a.score - b.score) - Math.exp(2.65926)) < 0.01);
+  const templates = ["{}", "一张{}的照片"];
+  assert.deepEqual(await loaded.classify(picture(1), labels, { ensemble: true }), await loaded.classify(picture(1), labels, { template: templates }));
   const several = await loaded.classify([picture(1), picture(2)], labels);
   assert.deepEqual(several.map((list) => list.length), [3, 3]);
   await assert.rejects(loaded.classify(picture(1), labels, { template: "照片" }), { code: "argument" });

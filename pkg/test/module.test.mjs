@@ -43,6 +43,8 @@ test("captions find their pictures, alone or in batches, from a path and from fi
 
   const [best] = await model.classify(rows[0].picture, [rows[0].caption, rows[30].caption]);
   assert.equal(best.label, rows[0].caption);
+  const [likeliest] = await model.classify(rows[0].picture, ["月亮", "自行车", "猪"], { ensemble: true });
+  assert.equal(likeliest.label, "月亮");
 
   const names = ["manifest.json", "config.json", "vocab.txt", "text.safetensors"];
   const files = await Promise.all(names.map(async (name) => [name, await readFile(new URL(name, scenes))]));

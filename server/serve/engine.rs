@@ -49,7 +49,7 @@ pub struct Engine {
 impl Engine {
     pub fn new(model: Model, limits: Limits) -> Self {
         Self {
-            preprocessor: Preprocessor::new(model.config().image.image_size()),
+            preprocessor: Preprocessor::of(model.config()),
             model,
             limits,
         }

@@ -21,6 +21,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use ernie_vil::classify::{PLACE, TEMPLATES, label_vectors};
 use http_body_util::BodyExt;
 use rayon::ThreadPool;
 use serde_json::{Value, json};
@@ -514,15 +515,29 @@ async fn classify(State(app): State<Arc<App>>, request: Request) -> Reply {
             None => None,
             Some(labels) => {
                 service.check_comparable(&labels, "labels")?;
-                let labels = service.embed(labels, "labels").await?;
-                embedded.tokens += labels.tokens;
-                embedded.patches += labels.patches;
-                Some(matrix(labels.vectors, dimensions, "labels")?)
+                // A template at a time: each is as many items as the labels alone.
+                let mut rounds = Vec::new();
+                for template in &body.templates {
+                    let filled = labels.iter().map(|label| match label {
+                        Item::Text(label) => Item::Text(template.replace(PLACE, label)),
+                        other => other.clone(),
+                    });
+                    let round = service.embed(filled.collect(), "labels").await?;
+                    embedded.tokens += round.tokens;
+                    embedded.patches += round.patches;
+                    rounds.push(round.vectors.into_iter());
+                }
+                let rows = (0..labels.len()).flat_map(|_| rounds.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>());
+                let rows = matrix(rows.collect(), dimensions, "labels")?;
+                let labels = label_vectors(rows, body.templates.len())
+                    .map_err(|error| ApiError::request("invalid_value", "labels", format!("labels: {error}")))?;
+                Some(labels)
             }
         };
         let usage = usage(&embedded);
         let queries = matrix(embedded.vectors, dimensions, "input")?;
-        let found = service.classify(queries, labels, body.k, body.temperature).await?;
+        let scale = body.temperature.map_or(service.engine.config().scale(), f64::recip);
+        let found = service.classify(queries, labels, body.k, scale).await?;
         let label = |id: &str| match &names {
             Some(names) => id.parse().ok().and_then(|i: usize| names.get(i)).map_or(id, String::as_str).to_owned(),
             None => id.to_owned(),
@@ -631,6 +646,8 @@ async fn info(State(app): State<Arc<App>>) -> Reply {
         "device": app.options.device,
         "dimensions": { "text": config.text.width, "image": config.image.width() },
         "max_text_tokens": config.max_text_tokens,
+        "logit_scale": config.scale(),
+        "templates": TEMPLATES,
         "image_size": config.image.image_size(),
         "vocab_size": config.text.vocab_size,
         "parameters": config.image.parameters() + config.text.parameters(),

@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::fmt;
 
+use ernie_vil::classify::{PLACE, TEMPLATES};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 /// What is wrong with a body.
@@ -81,7 +82,10 @@ pub struct Classify {
     /// What to choose from; without it what the index holds.
     pub labels: Option<Vec<Item>>,
     pub k: usize,
-    pub temperature: f32,
+    /// Captions with `{}` in the label's place; a label's vector is their mean.
+    pub templates: Vec<String>,
+    /// By what scores are divided before the softmax; without it by what the model was trained with.
+    pub temperature: Option<f64>,
 }
 
 /// `POST /v1/index`
@@ -104,8 +108,8 @@ const LONGEST_ID: usize = 1024;
 const K: u64 = 10;
 /// Results of a query, at most.
 const MOST_K: u64 = 1000;
-/// By what scores are divided before the softmax: what CLIP-like models end their training with.
-const TEMPERATURE: f64 = 0.01;
+/// Templates of a classification, at most: each of them is as much work as the labels alone.
+const MOST_TEMPLATES: usize = 64;
 
 impl Embed {
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self> {
@@ -155,21 +159,90 @@ impl Classify {
             Some(node) => Some(items(node, "labels", limits)?),
         };
         let temperature = match fields.take("temperature")? {
-            None | Some(Node::Null) => TEMPERATURE,
-            Some(Node::Number(value)) if (1e-4..=1e4).contains(&value) => value,
+            None | Some(Node::Null) => None,
+            Some(Node::Number(value)) if (1e-4..=1e4).contains(&value) => Some(value),
             Some(other) => {
                 let message = format!("{}, expected a number from 0.0001 to 10000", other.shown());
                 return Err(at("temperature", message));
             }
         };
+        let templates = templates(&mut fields)?;
+        if let Some((name, _)) = &templates {
+            let is_text = |label: &Item| matches!(label, Item::Text(_));
+            if !labels.as_ref().is_some_and(|labels| labels.iter().all(is_text)) {
+                return Err(at(
+                    *name,
+                    "given without texts as labels, expected texts in `labels`",
+                ));
+            }
+        }
         Ok(Self {
             input: fields.input(limits)?,
             model: fields.string("model")?,
             labels,
             k: fields.k()?,
-            temperature: temperature as f32,
+            templates: templates.map_or_else(|| vec![PLACE.to_owned()], |(_, templates)| templates),
+            temperature,
         })
     }
+}
+
+/// The templates of a request, and the field that has them: `template`, `templates` or `ensemble`.
+fn templates(fields: &mut Fields) -> Result<Option<(&'static str, Vec<String>)>> {
+    let mut found = Vec::new();
+    if let Some(template) = fields.string("template")? {
+        found.push(("template", vec![template]));
+    }
+    match fields.take("templates")? {
+        None | Some(Node::Null) => {}
+        Some(Node::List(list)) if (1..=MOST_TEMPLATES).contains(&list.len()) => {
+            let template = |(i, node)| match node {
+                Node::String(text) => Ok(text),
+                other => Err(at(
+                    format!("templates[{i}]"),
+                    format!("{}, expected a string", other.shown()),
+                )),
+            };
+            found.push((
+                "templates",
+                list.into_iter()
+                    .enumerate()
+                    .map(template)
+                    .collect::<Result<_>>()?,
+            ));
+        }
+        Some(other) => {
+            let message = format!(
+                "{}, expected a list of 1 to {MOST_TEMPLATES} strings",
+                other.shown()
+            );
+            return Err(at("templates", message));
+        }
+    }
+    match fields.take("ensemble")? {
+        None | Some(Node::Null | Node::Bool(false)) => {}
+        Some(Node::Bool(true)) => found.push(("ensemble", TEMPLATES.map(str::to_owned).to_vec())),
+        Some(other) => {
+            return Err(at(
+                "ensemble",
+                format!("{}, expected true or false", other.shown()),
+            ));
+        }
+    }
+    if let [_, (name, _), ..] = found[..] {
+        return Err(at(
+            name,
+            "given beside another one, expected `template`, `templates` or `ensemble` alone",
+        ));
+    }
+    let templates = found.pop();
+    if let Some((name, list)) = &templates
+        && let Some(template) = list.iter().find(|template| !template.contains(PLACE))
+    {
+        let message = format!("{} has no {PLACE} where the label goes", quoted(template));
+        return Err(at(*name, message));
+    }
+    Ok(templates)
 }
 
 impl Add {
@@ -480,7 +553,7 @@ fn data_uri(mut text: String, path: &str) -> Result<String> {
 #[derive(Debug)]
 enum Node {
     Null,
-    Bool,
+    Bool(bool),
     Number(f64),
     String(String),
     List(Vec<Node>),
@@ -492,7 +565,7 @@ impl Node {
     fn shown(&self) -> String {
         match self {
             Self::Null => "null".into(),
-            Self::Bool => "true or false".into(),
+            Self::Bool(_) => "true or false".into(),
             Self::Number(value) => format!("the number {value}"),
             Self::String(text) => format!("the string {}", quoted(text)),
             Self::List(_) => "a list".into(),
@@ -535,8 +608,8 @@ impl<'de> Visitor<'de> for Tree<'_> {
         Ok(Node::Null)
     }
 
-    fn visit_bool<E>(self, _: bool) -> std::result::Result<Node, E> {
-        Ok(Node::Bool)
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Node, E> {
+        Ok(Node::Bool(value))
     }
 
     fn visit_u64<E>(self, value: u64) -> std::result::Result<Node, E> {

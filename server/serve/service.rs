@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ernie_vil::classify::probabilities;
 use ernie_vil::index::EmbeddingIndex;
 use ernie_vil::vectors::Embeddings;
 use rayon::ThreadPool;
@@ -223,7 +224,7 @@ impl Service {
         queries: Embeddings,
         labels: Option<Embeddings>,
         k: usize,
-        temperature: f32,
+        scale: f64,
     ) -> Result<Vec<Vec<(Hit, f32)>>, ApiError> {
         let classify = move |index: &EmbeddingIndex| {
             if !(1..=MOST_LABELS).contains(&index.len()) {
@@ -236,7 +237,7 @@ impl Service {
                     ),
                 ));
             }
-            search(index, &queries, index.len(), |hits| softmax(hits, k, temperature))
+            search(index, &queries, index.len(), |hits| softmax(hits, k, scale))
         };
         match labels {
             None => self.look(classify).await?,
@@ -295,16 +296,13 @@ impl Hit {
 }
 
 /// The first `k` hits with their shares of the softmax over all of them. The hits are sorted, the best first.
-fn softmax(hits: &[ernie_vil::index::Hit<'_>], k: usize, temperature: f32) -> Vec<(Hit, f32)> {
-    let best = hits.first().map_or(0.0, |hit| hit.score);
-    let weight = |score: f32| (f64::from(score - best) / f64::from(temperature)).exp();
-    let sum: f64 = hits.iter().map(|hit| weight(hit.score)).sum();
-    let first = Hit::of(&hits[..k.min(hits.len())]);
-    let share = |hit: Hit| {
-        let share = weight(hit.score) / sum;
-        (hit, share as f32)
-    };
-    first.into_iter().map(share).collect()
+fn softmax(hits: &[ernie_vil::index::Hit<'_>], k: usize, scale: f64) -> Vec<(Hit, f32)> {
+    let scores: Vec<f32> = hits.iter().map(|hit| hit.score).collect();
+    let shares = probabilities(&scores, scale);
+    Hit::of(&hits[..k.min(hits.len())])
+        .into_iter()
+        .zip(shares)
+        .collect()
 }
 
 /// One matrix of vectors that all have to have the index's dimensions.
@@ -337,11 +335,11 @@ mod tests {
     #[test]
     fn softmax_adds_up_and_keeps_the_order() {
         let hit = |id, score| ernie_vil::index::Hit { id, score };
-        let all = softmax(&[hit("a", 0.9), hit("b", 0.8), hit("c", -1.0)], 3, 0.1);
+        let all = softmax(&[hit("a", 0.9), hit("b", 0.8), hit("c", -1.0)], 3, 10.0);
         let sum: f32 = all.iter().map(|(_, share)| share).sum();
         assert!((sum - 1.0).abs() < 1e-6);
         let ratio = all[0].1 / all[1].1;
         assert!((ratio - std::f32::consts::E).abs() < 1e-4, "{ratio}");
-        assert_eq!(softmax(&[hit("a", 0.9), hit("b", 0.9)], 1, 0.01)[0].1, 0.5);
+        assert_eq!(softmax(&[hit("a", 0.9), hit("b", 0.9)], 1, 100.0)[0].1, 0.5);
     }
 }

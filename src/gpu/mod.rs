@@ -16,7 +16,7 @@ use wgpu::{BufferUsages, DeviceType};
 
 use crate::kernels::convolution::Map;
 use crate::kernels::{AttentionShape, Sequence};
-use crate::weights::TensorData;
+use crate::weights::{Codes, Dtype, GROUP, TensorData};
 use crate::{Error, Result};
 pub(crate) use shaders::Epilogue;
 use shaders::{COPY_THREADS, Kernel, LINEAR_COLUMNS, MEAN_COLUMNS, SLICED_COLUMNS};
@@ -173,23 +173,32 @@ impl Gpu {
         weight: TensorData<'_>,
         bias: &[f32],
     ) -> GpuLinear {
-        let half = match self.precision {
-            Precision::Stored => matches!(weight, TensorData::F16(_)) && !self.is_software(),
-            Precision::Single => false,
-            Precision::Half => true,
+        let dtype = match (self.precision, &weight) {
+            (Precision::Stored, TensorData::Quantised(matrix)) => Dtype::Quantised(matrix.bits()),
+            (Precision::Stored, TensorData::F16(_)) if !self.is_software() => Dtype::F16,
+            (Precision::Stored | Precision::Single, _) => Dtype::F32,
+            (Precision::Half, _) => Dtype::F16,
         };
-        let weight = match weight {
-            TensorData::F16(values) if half => self.constant(bytemuck::cast_slice(&values)),
-            TensorData::F32(values) if half => {
+        let mut scales = None;
+        let weight = match (dtype, weight) {
+            (Dtype::F16, TensorData::F16(values)) => self.constant(bytemuck::cast_slice(&values)),
+            (Dtype::F16, weight) => {
+                let values = weight.into_f32();
                 let values: Vec<f16> = values.iter().map(|&x| f16::from_f32(x)).collect();
                 self.constant(bytemuck::cast_slice(&values))
             }
-            weight => self.values(&weight.into_f32()),
+            (Dtype::Quantised(_), TensorData::Quantised(matrix)) => {
+                let turned = turned(matrix.codes(), depth, columns);
+                scales = Some(self.values(&turned.1));
+                self.constant(&turned.0)
+            }
+            (_, weight) => self.values(&weight.into_f32()),
         };
         GpuLinear {
             weight,
+            scales,
             bias: self.values(bias),
-            half,
+            dtype,
             depth: depth as u32 / 4,
             columns: columns as u32 / 4,
         }
@@ -289,6 +298,41 @@ impl Gpu {
     }
 }
 
+/// Codes as the kernels read them, the columns of a row behind one another: in eight bits a byte each; in four bits,
+/// four columns of one row and then the same four of the next, as a whole of four bytes. And scales, likewise.
+fn turned(codes: &Codes<'_>, depth: usize, columns: usize) -> (Vec<u8>, Vec<f32>) {
+    match codes {
+        Codes::Int8(codes, scales) => {
+            let mut turned = vec![0; depth * columns];
+            for (column, codes) in codes.chunks_exact(depth).enumerate() {
+                for (out, &code) in turned[column..].iter_mut().step_by(columns).zip(codes) {
+                    *out = code as u8;
+                }
+            }
+            (turned, scales.to_vec())
+        }
+        Codes::Int4(codes, scales) => {
+            let groups = depth.div_ceil(GROUP);
+            let mut turned = vec![0; depth / 2 * columns];
+            let mut turned_scales = vec![0.0; groups * columns];
+            for (column, codes) in codes.chunks_exact(depth / 2).enumerate() {
+                let at = column / 4 * 4 + column % 4 / 2;
+                let shift = column % 2 * 4;
+                for (pair, &byte) in codes.iter().enumerate() {
+                    let at = pair * columns + at;
+                    turned[at] |= (byte & 15) << shift;
+                    turned[at + 2] |= byte >> 4 << shift;
+                }
+                let scales = &scales[column * groups..][..groups];
+                for (out, scale) in turned_scales[column..].iter_mut().step_by(columns).zip(scales) {
+                    *out = scale.to_f32();
+                }
+            }
+            (turned, turned_scales)
+        }
+    }
+}
+
 /// What a callback will say.
 #[derive(Clone, Default)]
 struct Signal(Arc<Mutex<Said>>);
@@ -327,17 +371,19 @@ impl Future for Signal {
 /// A linear layer on a card.
 pub(crate) struct GpuLinear {
     weight: wgpu::Buffer,
+    /// Those of a quantised weight.
+    scales: Option<wgpu::Buffer>,
     bias: wgpu::Buffer,
-    half: bool,
+    dtype: Dtype,
     /// In fours.
     depth: u32,
     columns: u32,
 }
 
 impl GpuLinear {
-    /// Whether the weight is kept in half precision.
-    pub(crate) fn is_half(&self) -> bool {
-        self.half
+    /// How the weight is kept.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     /// Values of a row that comes out.
@@ -518,14 +564,17 @@ impl<'a> Recorder<'a> {
             1 => LINEAR_COLUMNS,
             _ => SLICED_COLUMNS,
         };
+        let mut buffers = vec![x.get(), &layer.weight, &layer.bias];
+        buffers.extend(&layer.scales);
+        buffers.push(y.get());
         self.push(
             Kernel::Linear {
                 rows: threads.rows,
                 slices: threads.slices,
-                half: layer.half,
+                dtype: layer.dtype,
                 epilogue,
             },
-            &[x.get(), &layer.weight, &layer.bias, y.get()],
+            &buffers,
             &[
                 rows,
                 layer.depth,
@@ -751,6 +800,7 @@ impl GpuSequences {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::{Bits, Quantised};
 
     /// Somewhat random, in [-1, 1], exact in half precision.
     fn numbers(count: usize, seed: usize) -> Vec<f32> {
@@ -788,17 +838,28 @@ mod tests {
             columns: 120,
         };
         let mut uniform = GpuUniform::default();
-        for (half, slices) in [(false, 1), (true, 1), (false, 8), (true, 8)] {
-            let layer = GpuLinear {
-                weight: match half {
-                    true => gpu.constant(bytemuck::cast_slice(&halves)),
-                    false => gpu.values(&weight),
-                },
-                bias: gpu.values(&bias),
-                half,
-                depth: depth as u32 / 4,
-                columns: columns as u32 / 4,
+        let kinds = [
+            Dtype::F32,
+            Dtype::F16,
+            Dtype::Quantised(Bits::Int8),
+            Dtype::Quantised(Bits::Int4),
+        ];
+        for (dtype, slices) in kinds.into_iter().flat_map(|kind| [(kind, 1), (kind, 8)]) {
+            let (precision, stored) = match dtype {
+                Dtype::F32 => (Precision::Single, TensorData::F32((&weight).into())),
+                Dtype::F16 => (Precision::Half, TensorData::F16((&halves).into())),
+                Dtype::Quantised(bits) => {
+                    let values = TensorData::F32((&weight).into());
+                    let matrix = Quantised::of_linear(&values, depth, columns, bits).unwrap();
+                    (Precision::Stored, TensorData::Quantised(matrix))
+                }
             };
+            let weight = stored.clone().into_f32();
+            let layer = gpu
+                .clone()
+                .with_precision(precision)
+                .linear(depth, columns, stored, &bias);
+            assert_eq!(layer.dtype(), dtype);
             for (rows, per_thread) in [(1, 1), (9, 4), (15, 7)] {
                 for epilogue in [
                     Epilogue::None,
@@ -838,7 +899,7 @@ mod tests {
                         };
                         assert!(
                             (f64::from(got) - expected).abs() < 2e-5,
-                            "{epilogue:?} {threads:?} half {half}: row {row}, column {column}: {got}, expected {expected}"
+                            "{epilogue:?} {threads:?} {dtype}: row {row}, column {column}: {got}, expected {expected}"
                         );
                     }
                 }

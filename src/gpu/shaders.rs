@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+use crate::weights::{Bits, Dtype};
+
 /// A kernel, with what its text depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
@@ -14,8 +16,8 @@ pub(super) enum Kernel {
         rows: u32,
         /// Threads that share the work of four columns.
         slices: u32,
-        /// W is packed in half precision.
-        half: bool,
+        /// How W is kept.
+        dtype: Dtype,
         epilogue: Epilogue,
     },
     /// Each row's mean and variance taken away, then scale and shift.
@@ -72,7 +74,10 @@ impl Kernel {
     /// Buffers beside the parameters, the last of which is written.
     pub(super) fn buffers(self) -> u32 {
         match self {
-            Kernel::Linear { .. } => 4,
+            Kernel::Linear { dtype, .. } => match dtype {
+                Dtype::F32 | Dtype::F16 => 4,
+                Dtype::Quantised(_) => 5,
+            },
             Kernel::LayerNorm { in_place } => 4 - u32::from(in_place),
             Kernel::Attention { .. } | Kernel::FirstRows => 3,
             Kernel::Convolution { .. } => 4,
@@ -85,9 +90,9 @@ impl Kernel {
             Kernel::Linear {
                 rows,
                 slices,
-                half,
+                dtype,
                 epilogue,
-            } => linear(rows, slices, half, epilogue),
+            } => linear(rows, slices, dtype, epilogue),
             Kernel::LayerNorm { in_place } => layer_norm(in_place),
             Kernel::Attention {
                 queries,
@@ -139,30 +144,40 @@ const MAIN: &str =
 /// A thread computes some rows of four columns; its neighbours have the next columns, so that they read a row of W
 /// together and the same values of X. Where there is too little for the whole card, `slices` threads take a part of
 /// the depth each.
-fn linear(rows: u32, slices: u32, half: bool, epilogue: Epilogue) -> String {
+fn linear(rows: u32, slices: u32, dtype: Dtype, epilogue: Epilogue) -> String {
     let columns = match slices {
         1 => LINEAR_COLUMNS,
         _ => SLICED_COLUMNS,
     };
-    let w = if half { "vec2<u32>" } else { "vec4<f32>" };
+    let vectors = "vec4<f32>";
+    let w = match dtype {
+        Dtype::F32 => vectors,
+        Dtype::F16 => "vec2<u32>",
+        Dtype::Quantised(_) => "u32",
+    };
+    let mut buffers = vec![("x", vectors), ("w", w), ("b", vectors), ("y", vectors)];
+    if matches!(dtype, Dtype::Quantised(_)) {
+        buffers.insert(3, ("scales", vectors));
+    }
     let mut t = head(
         &[
             "rows", "depth", "columns", "w_stride", "w_column", "x_stride", "x_row", "y_stride", "y_row",
             "y_column",
         ],
-        &[
-            ("x", "vec4<f32>"),
-            ("w", w),
-            ("b", "vec4<f32>"),
-            ("y", "vec4<f32>"),
-        ],
+        &buffers,
     );
-    match half {
-        true => {
-            t += "fn weight(i: u32) -> vec4<f32> {\n  let h = w[i];\n  return vec4<f32>(unpack2x16float(h.x), unpack2x16float(h.y));\n}\n"
+    t += match dtype {
+        Dtype::F32 => "fn weight(i: u32) -> vec4<f32> { return w[i]; }\n",
+        Dtype::F16 => {
+            "fn weight(i: u32) -> vec4<f32> {\n  let h = w[i];\n  return vec4<f32>(unpack2x16float(h.x), unpack2x16float(h.y));\n}\n"
         }
-        false => t += "fn weight(i: u32) -> vec4<f32> { return w[i]; }\n",
-    }
+        Dtype::Quantised(Bits::Int8) => {
+            "fn weight(i: u32) -> vec4<f32> {\n  return vec4<f32>((vec4<i32>(i32(w[i])) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));\n}\n"
+        }
+        Dtype::Quantised(Bits::Int4) => {
+            "fn four(codes: u32) -> vec4<f32> {\n  return vec4<f32>((vec4<i32>(i32(codes)) << vec4<u32>(28u, 24u, 20u, 16u)) >> vec4<u32>(28u));\n}\n"
+        }
+    };
     t += match epilogue {
         Epilogue::None | Epilogue::Add => "",
         Epilogue::Relu => "fn f(x: vec4<f32>) -> vec4<f32> { return max(x, vec4<f32>(0.0)); }\n",
@@ -222,8 +237,18 @@ fn linear(rows: u32, slices: u32, half: bool, epilogue: Epilogue) -> String {
         }
     };
     writeln!(t, "  let end = {end};\n  for (var k = {start}; k < end; k++) {{").unwrap();
-    for k in 0..4 {
-        writeln!(t, "    let w{k} = weight((4u * k + {k}u) * p.w_stride + at);").unwrap();
+    if dtype == Dtype::Quantised(Bits::Int4) {
+        // Two rows of W to each of its elements, eight times four of them to a scale.
+        t += "    let scale = scales[k / 8u * p.w_stride + at];\n";
+        for pair in 0..2 {
+            writeln!(t, "    let c{pair} = w[(2u * k + {pair}u) * p.w_stride + at];").unwrap();
+            writeln!(t, "    let w{} = scale * four(c{pair});", 2 * pair).unwrap();
+            writeln!(t, "    let w{} = scale * four(c{pair} >> 16u);", 2 * pair + 1).unwrap();
+        }
+    } else {
+        for k in 0..4 {
+            writeln!(t, "    let w{k} = weight((4u * k + {k}u) * p.w_stride + at);").unwrap();
+        }
     }
     for i in 0..rows {
         writeln!(t, "    let v{i} = x[x{i} + k];").unwrap();
@@ -232,10 +257,15 @@ fn linear(rows: u32, slices: u32, half: bool, epilogue: Epilogue) -> String {
         }
     }
     t += "  }\n";
+    // A column of eight bits has one scale.
+    let scale = match dtype {
+        Dtype::Quantised(Bits::Int8) => " * scales[at]",
+        _ => "",
+    };
     if slices == 1 {
         t += "  let bias = b[at];\n";
         for i in 0..rows {
-            writeln!(t, "  store(first + {i}u, column, y{i} + bias);").unwrap();
+            writeln!(t, "  store(first + {i}u, column, y{i}{scale} + bias);").unwrap();
         }
     } else {
         let tile = rows * columns;
@@ -249,9 +279,9 @@ fn linear(rows: u32, slices: u32, half: bool, epilogue: Epilogue) -> String {
         }
         write!(
             t,
-            "  workgroupBarrier();\n  for (var i = thread.y; i < {rows}u; i += {slices}u) {{\n    var sum = b[at];\n    \
+            "  workgroupBarrier();\n  for (var i = thread.y; i < {rows}u; i += {slices}u) {{\n    var sum = vec4<f32>(0.0);\n    \
              for (var j = 0u; j < {slices}u; j++) {{ sum += part[j * {tile}u + i * {columns}u + thread.x]; }}\n    \
-             store(first + i, column, sum);\n  }}\n"
+             store(first + i, column, sum{scale} + b[at]);\n  }}\n"
         )
         .unwrap();
     }

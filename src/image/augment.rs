@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Pixels, Preprocessor, resize_linear};
+use super::{Pixels, Preprocessor};
 use crate::random::Random;
 use crate::{Error, Result};
 
@@ -197,6 +197,14 @@ impl Augmentation {
     /// # Panics
     /// Where [`validate`](Self::validate) fails, and where [`Preprocessor::new`] refuses the size.
     pub fn apply(&self, pixels: &Pixels, size: usize, seed: u64) -> Pixels {
+        self.apply_for(pixels, &Preprocessor::new(size), seed)
+    }
+
+    /// As [`apply`](Self::apply), with the size and the resizing of a preprocessor.
+    ///
+    /// # Panics
+    /// Where [`validate`](Self::validate) fails.
+    pub fn apply_for(&self, pixels: &Pixels, preprocessor: &Preprocessor, seed: u64) -> Pixels {
         if let Err(error) = self.validate() {
             panic!("{error}");
         }
@@ -204,14 +212,9 @@ impl Augmentation {
         let [mut crop, mut jitter, mut grey, mut blur, mut flip] =
             std::array::from_fn(|_| Random::new(seeds.bits()));
 
-        let preprocessor = Preprocessor::new(size);
         let mut seen = if crop.chance(self.crop.probability) {
             let part = self.crop.part(pixels.width, pixels.height, &mut crop);
-            resize_linear(
-                &part.of(pixels),
-                preprocessor.size() as u32,
-                preprocessor.size() as u32,
-            )
+            preprocessor.square(&part.of(pixels))
         } else {
             preprocessor.crop(pixels)
         };
@@ -232,7 +235,7 @@ impl Augmentation {
             planes.store(&mut seen);
         }
         if flip.chance(self.flip) {
-            for row in seen.data.chunks_exact_mut(3 * size) {
+            for row in seen.data.chunks_exact_mut(3 * preprocessor.size()) {
                 row.as_chunks_mut::<3>().0.reverse();
             }
         }

@@ -8,7 +8,9 @@
 //! | normalisation, channels first | [`Preprocessor::tensor_into`] |
 //!
 //! [`Preprocessor::preprocess_into`] does the last three in one go. Every step gives bit for bit
-//! what the original pipeline (OpenCV 4.6 and NumPy) gives.
+//! what the original pipeline (OpenCV 4.6 and NumPy) gives. With the profile
+//! [`PaddleNlp`](crate::Preprocessing::PaddleNlp), resizing, crop and normalisation are those of PaddleNLP (Pillow and
+//! NumPy) instead. Decoding stays the same: PaddleNLP decodes with Pillow, whose JPEG decoder is libjpeg-turbo, too.
 //!
 //! ```
 //! use ernie_vil::image::{Limits, Preprocessor};
@@ -29,6 +31,7 @@ mod orientation;
 mod pnm;
 mod preprocess;
 mod resize;
+mod resize_pillow;
 mod tiff;
 
 pub use augment::{Augmentation, Blur, Crop, Jitter};

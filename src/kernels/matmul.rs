@@ -6,6 +6,7 @@ use super::buffer::Buffer;
 use super::math;
 use super::simd::{InstructionSet, Simd, dispatch};
 use super::{Shared, for_each, threads};
+use crate::weights::{Bits, Dtype};
 
 /// How deep a panel is taken at a time: 384 rows of 32 columns are 48 KiB, which stream from the second
 /// level cache while the matching piece of twelve rows (18 KiB) stays in the first. A panel of 8 columns can
@@ -198,42 +199,29 @@ impl Panels {
         }
     }
 
-    /// `depth` rows of the first panel from row `start` on, in single precision: where they lie, or in `scratch`.
+    /// `depth` rows of the first panel from row `start` on, in single precision: where they lie, or in `scratch`, which
+    /// has room for them.
     #[inline(always)]
     unsafe fn piece<S: Simd>(self, start: usize, depth: usize, scratch: *mut f32) -> *const f32 {
-        let panel = 2 * S::LANES;
+        let lanes = S::LANES;
         unsafe {
-            let mut expanded: &mut [f32] = &mut [];
-            if !scratch.is_null() {
-                expanded = std::slice::from_raw_parts_mut(scratch, QUANTISED_DEPTH * WIDEST_PANEL);
-            }
             match self {
-                Self::F32(values) => return values.add(start * panel),
+                Self::F32(values) => return values.add(start * 2 * lanes),
                 Self::Int8(codes, scales) => {
-                    let codes = std::slice::from_raw_parts(codes.add(start * panel), depth * panel);
-                    let scales = std::slice::from_raw_parts(scales, panel);
-                    for (out, codes) in expanded.chunks_exact_mut(panel).zip(codes.chunks_exact(panel)) {
-                        for ((out, &code), &scale) in out.iter_mut().zip(codes).zip(scales) {
-                            *out = f32::from(code) * scale;
-                        }
+                    let scales = [S::load(scales), S::load(scales.add(lanes))];
+                    for i in 0..2 * depth {
+                        let codes = S::load_int8(codes.add((2 * start + i) * lanes));
+                        S::store(scratch.add(i * lanes), S::mul(codes, scales[i % 2]));
                     }
                 }
                 Self::Int4(codes, scales) => {
-                    let half = S::LANES;
-                    let codes = std::slice::from_raw_parts(codes.add(start * half), depth * half);
-                    let scales =
-                        std::slice::from_raw_parts(scales.add(start / GROUP * panel), groups(depth) * panel);
-                    let pieces = expanded.chunks_mut(GROUP * panel).zip(codes.chunks(GROUP * half));
-                    for ((out, codes), scales) in pieces.zip(scales.chunks_exact(panel)) {
-                        let (low_scales, high_scales) = scales.split_at(half);
-                        for (out, codes) in out.chunks_exact_mut(panel).zip(codes.chunks_exact(half)) {
-                            let (low, high) = out.split_at_mut(half);
-                            for ((out, &byte), &scale) in low.iter_mut().zip(codes).zip(low_scales) {
-                                *out = f32::from((byte << 4) as i8 >> 4) * scale;
-                            }
-                            for ((out, &byte), &scale) in high.iter_mut().zip(codes).zip(high_scales) {
-                                *out = f32::from(byte as i8 >> 4) * scale;
-                            }
+                    for first in (0..depth).step_by(GROUP) {
+                        let scales = scales.add((start + first) / GROUP * 2 * lanes);
+                        let scales = [S::load(scales), S::load(scales.add(lanes))];
+                        for row in first..depth.min(first + GROUP) {
+                            let [low, high] = S::load_int4(codes.add((start + row) * lanes));
+                            S::store(scratch.add(2 * row * lanes), S::mul(low, scales[0]));
+                            S::store(scratch.add((2 * row + 1) * lanes), S::mul(high, scales[1]));
                         }
                     }
                 }
@@ -358,6 +346,15 @@ impl PackedMatrix {
             depth,
             columns,
             panel,
+        }
+    }
+
+    /// How the matrix is kept.
+    pub(crate) fn dtype(&self) -> Dtype {
+        match self.data {
+            Data::F32(_) => Dtype::F32,
+            Data::Int8(..) => Dtype::Quantised(Bits::Int8),
+            Data::Int4(..) => Dtype::Quantised(Bits::Int4),
         }
     }
 

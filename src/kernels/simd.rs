@@ -16,6 +16,10 @@ pub(super) trait Simd: Copy {
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// `LANES` whole numbers of eight bits.
+    unsafe fn load_int8(p: *const i8) -> Self::V;
+    /// `LANES` bytes of two whole numbers each: those in the low four bits, and those in the high ones.
+    unsafe fn load_int4(p: *const u8) -> [Self::V; 2];
     /// The first `n < LANES` floats; the other lanes are 0.
     unsafe fn load_first(p: *const f32, n: usize) -> Self::V;
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize);
@@ -143,6 +147,16 @@ impl Simd for Portable {
         unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
     }
     #[inline(always)]
+    unsafe fn load_int8(p: *const i8) -> Self::V {
+        unsafe { p.cast::<[i8; 8]>().read_unaligned() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn load_int4(p: *const u8) -> [Self::V; 2] {
+        let bytes = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
+        let low = bytes.map(|byte| f32::from((byte << 4) as i8 >> 4));
+        [low, bytes.map(|byte| f32::from(byte as i8 >> 4))]
+    }
+    #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self::V {
         let mut v = [0.0; 8];
         unsafe { std::ptr::copy_nonoverlapping(p, v.as_mut_ptr(), n) };
@@ -231,6 +245,21 @@ mod x86 {
             unsafe { _mm512_storeu_ps(p, v) }
         }
         #[inline(always)]
+        unsafe fn load_int8(p: *const i8) -> __m512 {
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn load_int4(p: *const u8) -> [__m512; 2] {
+            unsafe {
+                let bytes = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()));
+                let low = _mm512_srai_epi32::<28>(_mm512_slli_epi32::<28>(bytes));
+                [
+                    _mm512_cvtepi32_ps(low),
+                    _mm512_cvtepi32_ps(_mm512_srai_epi32::<4>(bytes)),
+                ]
+            }
+        }
+        #[inline(always)]
         unsafe fn load_first(p: *const f32, n: usize) -> __m512 {
             unsafe { _mm512_maskz_loadu_ps((1u16 << n) - 1, p) }
         }
@@ -315,6 +344,21 @@ mod x86 {
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m256) {
             unsafe { _mm256_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn load_int8(p: *const i8) -> __m256 {
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn load_int4(p: *const u8) -> [__m256; 2] {
+            unsafe {
+                let bytes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+                let low = _mm256_srai_epi32::<28>(_mm256_slli_epi32::<28>(bytes));
+                [
+                    _mm256_cvtepi32_ps(low),
+                    _mm256_cvtepi32_ps(_mm256_srai_epi32::<4>(bytes)),
+                ]
+            }
         }
         #[inline(always)]
         unsafe fn load_first(p: *const f32, n: usize) -> __m256 {
@@ -418,6 +462,18 @@ mod wasm {
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: v128) {
             unsafe { v128_store(p.cast(), v) }
+        }
+        #[inline(always)]
+        unsafe fn load_int8(p: *const i8) -> v128 {
+            let codes = unsafe { v128_load32_zero(p.cast()) };
+            f32x4_convert_i32x4(i32x4_extend_low_i16x8(i16x8_extend_low_i8x16(codes)))
+        }
+        #[inline(always)]
+        unsafe fn load_int4(p: *const u8) -> [v128; 2] {
+            let bytes = unsafe { v128_load32_zero(p.cast()) };
+            let bytes = i32x4_extend_low_i16x8(i16x8_extend_low_i8x16(bytes));
+            let low = i32x4_shr(i32x4_shl(bytes, 28), 28);
+            [f32x4_convert_i32x4(low), f32x4_convert_i32x4(i32x4_shr(bytes, 4))]
         }
         #[inline(always)]
         unsafe fn load_first(p: *const f32, n: usize) -> v128 {

@@ -1,8 +1,9 @@
 //! Retrieval scores: embeddings to ranks, ranks to recall, recall beside published figures.
 //!
-//! The protocol is the original's, one to one: row i's caption and row i's image are the only true
+//! The protocol of [`ranks`] is the original's, one to one: row i's caption and row i's image are the only true
 //! pair. A query's rank is the number of candidates that score strictly higher than its partner, so
-//! a tie counts as a hit.
+//! a tie counts as a hit. [`related_ranks`] is Chinese-CLIP's, N:M: a caption may belong to several images and an
+//! image to several captions, and the best of them counts. The two give other figures for the same images.
 //!
 //! ```
 //! use ernie_vil::recall::{Options, Report, ranks};
@@ -20,8 +21,13 @@
 
 mod published;
 mod ranks;
+mod related;
 mod report;
 
-pub use published::{PROTOCOL, comparison, published};
+pub use published::{TestSet, comparison, published};
 pub use ranks::{Options, Ranks, ranks};
+pub use related::{
+    Caption, CaptionReader, RELATED_PROTOCOL, RelatedDirection, RelatedRanks, RelatedReport, Relations,
+    related_ranks,
+};
 pub use report::{Direction, Figures, Recall, Report};

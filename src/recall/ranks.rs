@@ -11,7 +11,7 @@ use crate::{Error, Result};
 const TILE: (usize, usize) = (240, 512);
 /// Images whose vectors are packed for the product at a time; bounds the memory that takes.
 const PACKED: usize = 64 * TILE.1;
-/// Pairs of one square on the diagonal.
+/// Pairs whose scores are computed together, as the diagonal of a square.
 const SQUARE: usize = 32;
 
 /// How to rank.
@@ -46,13 +46,48 @@ pub struct Ranks {
 /// `like_original`, where 10 does not divide the rows.
 pub fn ranks(text: &Embeddings, image: &Embeddings, options: Options) -> Result<Ranks> {
     check(text, image, options).map_err(Error::Scoring)?;
-    let rows = text.rows();
-    let partners = diagonal(text, image);
-    let counts = || (0..rows).map(|_| AtomicU32::new(0)).collect::<Vec<_>>();
-    let (text_to_image, image_to_text) = (counts(), counts());
+    let diagonal: Vec<_> = (0..text.rows() as u32).map(|row| (row, row)).collect();
+    let scores = pair_scores(text, image, &diagonal);
+    // A candidate with the same score is never ahead.
+    let partners: Vec<_> = scores
+        .into_iter()
+        .map(|score| Partner { score, first: 0 })
+        .collect();
+    Ok(count_ahead(text, image, &partners, &partners))
+}
 
-    for first in (0..rows).step_by(PACKED) {
-        let columns = PACKED.min(rows - first);
+/// What candidates are compared with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Partner {
+    pub score: f32,
+    /// Candidates before this one are ahead with an equal score, too.
+    pub first: u32,
+}
+
+impl Partner {
+    /// Candidate number `candidate` is ahead with a score above this.
+    fn threshold(self, candidate: usize) -> f32 {
+        if candidate < self.first as usize {
+            self.score.next_down()
+        } else {
+            self.score
+        }
+    }
+}
+
+/// For each query the number of candidates that are ahead of its partner.
+pub(super) fn count_ahead(
+    text: &Embeddings,
+    image: &Embeddings,
+    text_partners: &[Partner],
+    image_partners: &[Partner],
+) -> Ranks {
+    let (rows, images) = (text.rows(), image.rows());
+    let counts = |queries| (0..queries).map(|_| AtomicU32::new(0)).collect::<Vec<_>>();
+    let (text_to_image, image_to_text) = (counts(rows), counts(images));
+
+    for first in (0..images).step_by(PACKED) {
+        let columns = PACKED.min(images - first);
         let packed = map_parallel(columns.div_ceil(TILE.1), |block| {
             let from = first + block * TILE.1;
             let to = (from + TILE.1).min(first + columns);
@@ -68,9 +103,30 @@ pub fn ranks(text: &Embeddings, image: &Embeddings, options: Options) -> Result<
             let mut scores = vec![0.0; (end - row) * images.columns()];
             matmul(values(text, row, end), end - row, images, &mut scores, false);
             let mut higher = vec![0; images.columns()];
-            let column_partners = &partners[column..][..images.columns()];
+            let partners = &image_partners[column..][..images.columns()];
+            let mut thresholds: Vec<f32> = partners.iter().map(|partner| partner.threshold(row)).collect();
+            // Columns whose threshold changes inside the tile, in the order in which that happens.
+            let mut changes: Vec<_> = (partners.iter().map(|partner| partner.first as usize).zip(0..))
+                .filter(|(at, _)| (row + 1..end).contains(at))
+                .collect();
+            changes.sort_unstable();
+            let mut changes = changes.into_iter().peekable();
             for (scores, row) in scores.chunks_exact(images.columns()).zip(row..) {
-                let count = compare(scores, partners[row], column_partners, &mut higher);
+                while let Some((_, column)) = changes.next_if(|&(at, _)| at <= row) {
+                    thresholds[column] = partners[column].score;
+                }
+                let partner = text_partners[row];
+                let before = (partner.first as usize).saturating_sub(column).min(scores.len());
+                let mut compare = |columns: std::ops::Range<usize>| {
+                    let threshold = partner.threshold(column + columns.start);
+                    compare(
+                        &scores[columns.clone()],
+                        threshold,
+                        &thresholds[columns.clone()],
+                        &mut higher[columns],
+                    )
+                };
+                let count = compare(0..before) + compare(before..scores.len());
                 text_to_image[row].fetch_add(count, Ordering::Relaxed);
             }
             for (total, count) in image_to_text[column..].iter().zip(higher) {
@@ -79,10 +135,10 @@ pub fn ranks(text: &Embeddings, image: &Embeddings, options: Options) -> Result<
         });
     }
     let done = |counts: Vec<AtomicU32>| counts.into_iter().map(AtomicU32::into_inner).collect();
-    Ok(Ranks {
+    Ranks {
         text_to_image: done(text_to_image),
         image_to_text: done(image_to_text),
-    })
+    }
 }
 
 fn check(text: &Embeddings, image: &Embeddings, options: Options) -> Result<(), String> {
@@ -119,27 +175,33 @@ fn values(side: &Embeddings, from: usize, to: usize) -> &[f32] {
     &side.data()[from * side.dimensions()..to * side.dimensions()]
 }
 
-/// The score of every true pair, out of the same product as all other scores.
-fn diagonal(text: &Embeddings, image: &Embeddings) -> Vec<f32> {
-    let squares = map_parallel(text.rows().div_ceil(SQUARE), |square| {
+/// The scores of pairs (text row, image row), out of the same product as all other scores.
+pub(super) fn pair_scores(text: &Embeddings, image: &Embeddings, pairs: &[(u32, u32)]) -> Vec<f32> {
+    let squares = map_parallel(pairs.len().div_ceil(SQUARE), |square| {
         let from = square * SQUARE;
-        let to = (from + SQUARE).min(text.rows());
-        let side = to - from;
-        let images = PackedMatrix::from_transposed(values(image, from, to), side, image.dimensions());
+        let pairs = &pairs[from..(from + SQUARE).min(pairs.len())];
+        let texts: Vec<f32> = (pairs.iter().flat_map(|pair| text.row(pair.0 as usize)))
+            .copied()
+            .collect();
+        let images: Vec<f32> = (pairs.iter().flat_map(|pair| image.row(pair.1 as usize)))
+            .copied()
+            .collect();
+        let side = pairs.len();
+        let images = PackedMatrix::from_transposed(&images, side, image.dimensions());
         let mut scores = vec![0.0; side * side];
-        matmul(values(text, from, to), side, &images, &mut scores, false);
+        matmul(&texts, side, &images, &mut scores, false);
         scores.into_iter().step_by(side + 1).collect::<Vec<_>>()
     });
     squares.concat()
 }
 
-/// Compares one row of scores with the row's partner, whose count is returned, and with each
+/// Compares one row of scores with the row's threshold, above which are as many as are returned, and with each
 /// column's, whose counts go up.
-fn compare(scores: &[f32], row_partner: f32, column_partners: &[f32], column_counts: &mut [u32]) -> u32 {
+fn compare(scores: &[f32], threshold: f32, column_thresholds: &[f32], column_counts: &mut [u32]) -> u32 {
     let mut count = 0;
-    for ((&score, &partner), column) in scores.iter().zip(column_partners).zip(column_counts) {
-        count += u32::from(score > row_partner);
-        *column += u32::from(score > partner);
+    for ((&score, &column_threshold), column) in scores.iter().zip(column_thresholds).zip(column_counts) {
+        count += u32::from(score > threshold);
+        *column += u32::from(score > column_threshold);
     }
     count
 }

@@ -2,8 +2,6 @@
 
 use std::sync::Mutex;
 
-use half::f16;
-
 use super::host::{NormOrder, patches};
 use super::load::{Layered, Loader, Words, image_blocks, text_blocks};
 use super::{ImageBody, ImageTower, Later, Observe, Step, TextBody, TextTower};
@@ -11,7 +9,7 @@ use crate::config::{Activation as TextActivation, ErnieConfig, VitConfig};
 use crate::gpu::{Epilogue, Gpu, GpuBuffer, GpuLinear, GpuNorm, GpuSequences, GpuUniform, Part, Recorder};
 use crate::kernels::convolution::Map;
 use crate::kernels::{AttentionShape, Sequence};
-use crate::weights::{RandomWeights, TensorData};
+use crate::weights::{Dtype, Quantised, RandomWeights, TensorData};
 use crate::{Error, Result};
 
 /// Rows of all sequences that are computed at once. It bounds the buffers, and how long a card is busy at a time: a
@@ -276,19 +274,32 @@ fn linear(loader: &Loader<'_>, depth: Groups, layers: &[Stored], gpu: &Gpu) -> R
         let shape = [depth.stored(), groups.stored()];
         weights.push(loader.read(&format!("{name}.weight"), &shape)?);
     }
-    let half = weights.iter().map(|weight| match weight {
+    let weight = if let Some(weights) = all(&weights, |weight| match weight {
         TensorData::F16(values) => Some(&**values),
-        TensorData::F32(_) | TensorData::Quantised(_) => None,
-    });
-    let weight = match half.collect::<Option<Vec<&[f16]>>>() {
-        Some(weights) => TensorData::F16(joined(&weights, depth, layers).into()),
-        None => {
-            let weights: Vec<_> = weights.into_iter().map(TensorData::into_f32).collect();
-            let weights: Vec<&[f32]> = weights.iter().map(|values| &**values).collect();
-            TensorData::F32(joined(&weights, depth, layers).into())
-        }
+        _ => None,
+    }) {
+        TensorData::F16(joined(&weights, depth, layers).into())
+    } else if let Some(matrices) = all(&weights, |weight| match weight {
+        TensorData::Quantised(matrix) => Some(matrix),
+        _ => None,
+    }) && depth.padded() == depth.stored()
+        && layers
+            .iter()
+            .all(|layer| layer.columns.padded() == layer.columns.stored())
+        && let Some(matrix) = Quantised::beside(&matrices)
+    {
+        TensorData::Quantised(matrix)
+    } else {
+        let weights: Vec<_> = weights.into_iter().map(TensorData::into_f32).collect();
+        let weights: Vec<&[f32]> = weights.iter().map(|values| &**values).collect();
+        TensorData::F32(joined(&weights, depth, layers).into())
     };
     Ok(gpu.linear(depth.padded(), columns, weight, &bias))
+}
+
+/// What `find` finds in every one.
+fn all<'a, T, F>(items: &'a [T], find: impl Fn(&'a T) -> Option<F>) -> Option<Vec<F>> {
+    items.iter().map(find).collect()
 }
 
 /// The layers' weights as one matrix.
@@ -515,8 +526,8 @@ pub(super) async fn with_workspace<W: Default, T>(
 }
 
 impl ImageBody for GpuVit {
-    fn is_half(&self) -> bool {
-        self.blocks[0].qkv.is_half()
+    fn dtype(&self) -> Dtype {
+        self.blocks[0].qkv.dtype()
     }
 
     fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
@@ -675,8 +686,8 @@ fn first_rows<'a, 'b>(captions: &'a [&'b [u32]], most: usize) -> &'a [&'b [u32]]
 }
 
 impl TextBody for GpuErnie {
-    fn is_half(&self) -> bool {
-        self.blocks[0].qkv.is_half()
+    fn dtype(&self) -> Dtype {
+        self.blocks[0].qkv.dtype()
     }
 
     fn embed(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<f32>> {

@@ -15,6 +15,7 @@ use crate::kernels::{
     Activation, AttentionShape, Buffer, LayerNorm, Linear, Rows, RowsMut, Sequence, attention,
     for_each_chunk, linear, row_block, threads,
 };
+use crate::weights::Dtype;
 
 /// Where a block normalises.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -319,6 +320,10 @@ impl HostVit {
         self.config.width
     }
 
+    pub(super) fn dtype(&self) -> Dtype {
+        self.blocks[0].query.weight.dtype()
+    }
+
     /// `pixels` [batch, 3, image_size, image_size] to `output` [batch, width].
     pub(super) fn forward(&self, pixels: &[f32], output: &mut [f32]) {
         let image = 3 * self.config.image_size * self.config.image_size;
@@ -468,6 +473,10 @@ impl Layered for HostErnie {
 }
 
 impl HostErnie {
+    pub(super) fn dtype(&self) -> Dtype {
+        self.blocks[0].query.weight.dtype()
+    }
+
     /// Captions to `output` [captions, width]. They stand behind one another without padding: every
     /// step but attention works on single rows, and attention knows where each caption ends.
     pub(super) fn forward(&self, words: &Words, captions: &[&[u32]], output: &mut [f32]) {

@@ -36,7 +36,7 @@ use crate::gpu::Gpu;
 use crate::kernels::Rows;
 use crate::kernels::convolution::Map;
 use crate::vectors::Embeddings;
-use crate::weights::{self, TensorSource};
+use crate::weights::{self, Dtype, TensorSource};
 use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
 #[cfg(feature = "wgpu")]
 use efficientnet::GpuEfficientNet;
@@ -169,9 +169,9 @@ trait ImageBody: Send + Sync {
     /// Every step of the way of images of this size, which a transformer is not asked for any but its own.
     fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>>;
 
-    /// Whether its weights are kept in half precision.
-    fn is_half(&self) -> bool {
-        false
+    /// How its weights are kept.
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
     }
 
     /// The embeddings on the device, where it is a Burn module.
@@ -184,6 +184,10 @@ trait ImageBody: Send + Sync {
 type Later<'a> = Pin<Box<dyn Future<Output = Result<Vec<f32>>> + 'a>>;
 
 impl ImageBody for HostVit {
+    fn dtype(&self) -> Dtype {
+        HostVit::dtype(self)
+    }
+
     fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
         let mut output = vec![0.0; batch * self.width()];
         self.forward(pixels, &mut output);
@@ -363,9 +367,9 @@ impl ImageTower {
         &self.config
     }
 
-    /// Whether its weights are kept in half precision on the device.
-    pub fn is_half(&self) -> bool {
-        self.body.is_half()
+    /// How the weights of its blocks are kept.
+    pub fn dtype(&self) -> Dtype {
+        self.body.dtype()
     }
 
     /// Values of one image: 3 * image_size * image_size.
@@ -489,9 +493,9 @@ trait TextBody: Send + Sync {
 
     fn trace(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<Step>>;
 
-    /// Whether its weights are kept in half precision.
-    fn is_half(&self) -> bool {
-        false
+    /// How its weights are kept.
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
     }
 
     /// The embeddings on the device, where it is a Burn module.
@@ -501,6 +505,10 @@ trait TextBody: Send + Sync {
 }
 
 impl TextBody for HostErnie {
+    fn dtype(&self) -> Dtype {
+        HostErnie::dtype(self)
+    }
+
     fn embed(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<f32>> {
         let mut output = vec![0.0; captions.len() * words.width()];
         self.forward(words, captions, &mut output);
@@ -662,9 +670,9 @@ impl TextTower {
         &self.config
     }
 
-    /// Whether its weights are kept in half precision on the device.
-    pub fn is_half(&self) -> bool {
-        self.body.is_half()
+    /// How the weights of its blocks are kept.
+    pub fn dtype(&self) -> Dtype {
+        self.body.dtype()
     }
 
     /// Captions, each its token ids (padding at the end may be there or not), to embeddings

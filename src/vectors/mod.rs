@@ -117,9 +117,10 @@ impl<'a> IntoIterator for &'a Embeddings {
     }
 }
 
-/// Caption and image embeddings side by side: row i of one belongs to row i of the other.
+/// Caption and image embeddings side by side.
 ///
-/// The two sides have the same number of rows, and not always the same dimensions.
+/// Row i of one belongs to row i of the other, unless relations say what belongs together
+/// ([`recall::Relations`](crate::recall::Relations)) and the sides may differ in rows. They may differ in dimensions.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Pairs {
     /// The captions' embeddings.

@@ -196,7 +196,7 @@ impl EmbeddingFile {
     /// Both sides, for scoring.
     ///
     /// # Errors
-    /// [`Error::Vectors`] where one is missing.
+    /// [`Error::Vectors`] where one is missing. That they have the same number of rows is for the protocol to say.
     pub fn into_pairs(self) -> Result<Pairs> {
         let side = |side: Option<Embeddings>, name: &str| {
             side.ok_or_else(|| {
@@ -214,8 +214,8 @@ impl EmbeddingFile {
 /// `text`, `image` or both. Further tensors are ignored.
 ///
 /// # Errors
-/// [`Error::Vectors`] where the file is broken, where it has neither matrix, or where the rows of
-/// `text`, `image` and `ids` are not the same number.
+/// [`Error::Vectors`] where the file is broken, where it has neither matrix, or where there are `ids` and not as
+/// many rows in each matrix. Without ids the two may differ, as captions and images of an N:M test set do.
 pub fn read_safetensors(bytes: &[u8]) -> Result<EmbeddingFile> {
     read(bytes).map_err(Error::Vectors)
 }
@@ -225,21 +225,19 @@ fn read(bytes: &[u8]) -> Result<EmbeddingFile, String> {
     let text = tensors.matrix("text")?;
     let image = tensors.matrix("image")?;
     let ids = tensors.ids()?;
-    let rows = [
-        text.as_ref().map(Embeddings::rows),
-        image.as_ref().map(Embeddings::rows),
-        ids.as_ref().map(Vec::len),
-    ];
     if text.is_none() && image.is_none() {
         return Err("the file has no tensor 'text' and none 'image', expected one at least".into());
     }
-    let mut known = rows.iter().flatten();
-    let first = known.next();
-    if known.any(|rows| Some(rows) != first) {
-        let [text, image, ids] = rows.map(|rows| rows.map_or("no".to_string(), |rows| rows.to_string()));
-        return Err(format!(
-            "{text} text rows, {image} image rows and {ids} ids, expected as many of each"
-        ));
+    for (side, name) in [(&text, "text"), (&image, "image")] {
+        if let (Some(side), Some(ids)) = (side, &ids)
+            && side.rows() != ids.len()
+        {
+            return Err(format!(
+                "{} {name} rows and {} ids, expected as many of each",
+                side.rows(),
+                ids.len()
+            ));
+        }
     }
     Ok(EmbeddingFile {
         text,

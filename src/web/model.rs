@@ -3,11 +3,13 @@ use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
 use super::{object, place, thrown};
+use crate::classify::TEMPLATES;
 #[cfg(feature = "wgpu")]
 use crate::gpu::Precision;
 use crate::image::{Limits, Pixels, Preprocessor};
 use crate::text::Tokenizer;
 use crate::towers::{DualEncoder, ImageTower, ImageTowerStream, TextTower, TextTowerStream};
+use crate::weights::Dtype;
 use crate::{Error, ModelConfig};
 
 /// A model in the making, from the bytes of a model folder's files as they arrive.
@@ -128,6 +130,10 @@ struct Info<'a> {
     fingerprint: &'a str,
     dimensions: usize,
     max_text_tokens: usize,
+    /// What cosines are multiplied by before a softmax.
+    logit_scale: f64,
+    /// The prompts of an ensemble.
+    templates: &'a [&'a str],
     image_size: usize,
     vocab_size: usize,
     towers: Vec<&'a str>,
@@ -145,11 +151,13 @@ export interface ModelInfo {
     fingerprint: string;
     dimensions: number;
     maxTextTokens: number;
+    logitScale: number;
+    templates: string[];
     imageSize: number;
     vocabSize: number;
     towers: (\"image\" | \"text\")[];
     parameters: number;
-    dtype: \"f32\" | \"f16\";
+    dtype: \"f32\" | \"f16\" | \"int8\" | \"int4\";
 }
 ";
 
@@ -169,8 +177,9 @@ impl Model {
             _ => config.text.parameters(),
         });
         let encoder = &self.encoder;
-        let half = encoder.image.as_ref().is_some_and(ImageTower::is_half)
-            || encoder.text.as_ref().is_some_and(TextTower::is_half);
+        let image = encoder.image.as_ref().map(ImageTower::dtype);
+        let dtype = image.or_else(|| encoder.text.as_ref().map(TextTower::dtype));
+        let dtype = dtype.unwrap_or(Dtype::F32).to_string();
         object(&Info {
             name: &config.name,
             note: config.note.as_deref(),
@@ -178,11 +187,13 @@ impl Model {
             fingerprint: &config.fingerprint,
             dimensions: config.image.width(),
             max_text_tokens: config.max_text_tokens,
+            logit_scale: config.scale(),
+            templates: &TEMPLATES,
             image_size: config.image.image_size(),
             vocab_size: config.text.vocab_size,
             towers: towers().map(|(tower, _)| *tower).collect(),
             parameters: parameters.sum(),
-            dtype: if half { "f16" } else { "f32" },
+            dtype: &dtype,
         })
     }
 
@@ -245,6 +256,6 @@ impl Model {
     }
 
     fn preprocessor(&self) -> Preprocessor {
-        Preprocessor::new(self.encoder.config.image.image_size())
+        Preprocessor::of(&self.encoder.config)
     }
 }

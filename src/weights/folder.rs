@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
 use bytemuck::NoUninit;
@@ -217,8 +217,13 @@ fn hex(sha256: Sha256) -> String {
     })
 }
 
-/// How a model folder stores its weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How weights are stored in a model folder, or kept where a tower computes.
+///
+/// ```
+/// use ernie_vil::weights::{Bits, Dtype};
+/// assert_eq!(Dtype::Quantised(Bits::Int8).to_string(), "int8");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// Single precision, as the checkpoint has them.
     F32,
@@ -227,6 +232,17 @@ pub enum Dtype {
     /// Matrices and convolutions in eight bits or in four ([`quantise_int8`](super::quantise_int8),
     /// [`quantise_int4`](super::quantise_int4)), everything else in single precision.
     Quantised(Bits),
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Quantised(Bits::Int8) => "int8",
+            Self::Quantised(Bits::Int4) => "int4",
+        })
+    }
 }
 
 /// How a tensor is stored.
@@ -445,6 +461,7 @@ pub fn convert(
     source: &dyn TensorSource,
     image: impl Into<ImageConfig>,
     text: &ErnieConfig,
+    preprocessing: Preprocessing,
     dtype: Dtype,
     image_out: &mut impl Write,
     text_out: &mut impl Write,
@@ -460,7 +477,7 @@ pub fn convert(
     let settings = [
         serde_json::to_string(&image),
         serde_json::to_string(text),
-        serde_json::to_string(&Preprocessing::Original),
+        serde_json::to_string(&preprocessing),
     ];
     fingerprint.update("ernie-vil weights 1\n");
     for line in settings {

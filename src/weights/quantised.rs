@@ -79,7 +79,7 @@ fn nibble(byte: u8, high: bool) -> i8 {
 }
 
 /// How a quantised tensor is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bits {
     /// Eight bits a value and a scale in single precision for each row.
@@ -150,6 +150,18 @@ impl<'a> Quantised<'a> {
         })
     }
 
+    /// The weight \[inputs, outputs\] of a linear layer.
+    #[cfg(all(test, feature = "wgpu"))]
+    pub(crate) fn of_linear(
+        values: &TensorData<'_>,
+        inputs: usize,
+        outputs: usize,
+        bits: Bits,
+    ) -> Result<Quantised<'static>> {
+        let packing = Packing::of("weight", &[inputs, outputs], bits);
+        packing.expect("deep enough").quantise(values)
+    }
+
     /// Number of values.
     pub fn len(&self) -> usize {
         self.rows * self.width
@@ -167,6 +179,14 @@ impl<'a> Quantised<'a> {
     /// Whether the tensor has the rows as its columns.
     pub(crate) fn is_transposed(&self) -> bool {
         self.transposed
+    }
+
+    /// In how many bits.
+    pub fn bits(&self) -> Bits {
+        match self.codes {
+            Codes::Int8(..) => Bits::Int8,
+            Codes::Int4(..) => Bits::Int4,
+        }
     }
 
     /// Writes the values of a row.
@@ -196,6 +216,37 @@ impl<'a> Quantised<'a> {
                 }
             }
         }
+    }
+
+    /// Weights of layers with the same inputs as one, their columns beside one another; `None` where they are not in as
+    /// many bits.
+    pub(crate) fn beside(matrices: &[&Self]) -> Option<Quantised<'static>> {
+        let first = matrices.first()?;
+        let fits = |other: &&Self| other.transposed && other.width == first.width;
+        if !matrices.iter().all(|other| fits(other)) {
+            return None;
+        }
+        let int8 = matrices.iter().map(|matrix| match &matrix.codes {
+            Codes::Int8(codes, scales) => Some((&codes[..], &scales[..])),
+            Codes::Int4(..) => None,
+        });
+        let int4 = matrices.iter().map(|matrix| match &matrix.codes {
+            Codes::Int4(codes, scales) => Some((&codes[..], &scales[..])),
+            Codes::Int8(..) => None,
+        });
+        let codes = if let Some(parts) = int8.collect::<Option<Vec<_>>>() {
+            let (codes, scales): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+            Codes::Int8(codes.concat().into(), scales.concat().into())
+        } else {
+            let (codes, scales): (Vec<_>, Vec<_>) = int4.collect::<Option<Vec<_>>>()?.into_iter().unzip();
+            Codes::Int4(codes.concat().into(), scales.concat().into())
+        };
+        Some(Quantised {
+            codes,
+            rows: matrices.iter().map(|matrix| matrix.rows).sum(),
+            width: first.width,
+            transposed: true,
+        })
     }
 
     /// The tensor's values in single precision.

@@ -12,6 +12,7 @@ use crate::command::{cargo, program, root, run as run_command, succeeds};
 const RECORDED: &[(&str, &[&str])] = &[
     ("base64", &[]),
     ("caption", &["tsv"]),
+    ("captions", &["jsonl"]),
     ("config", &["json"]),
     (
         "image",

@@ -45,6 +45,7 @@ export function fakeGlue({ kind = "cpu", dimensions = 8, imageSize = 2 } = {}) {
       return {
         name: "", structure: "fake", fingerprint: "f".repeat(64), dimensions, maxTextTokens: 48, imageSize, vocabSize: 10,
         towers: this.towers, parameters: 1, dtype: "f32", note: null,
+        logitScale: Math.exp(2.65926), templates: ["{}", "一张{}的照片"],
       };
     }
     tokenize(texts) {

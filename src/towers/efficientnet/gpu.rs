@@ -9,7 +9,7 @@ use crate::kernels::convolution::Map;
 use crate::towers::gpu::{Watch, check, padded, wait, with_workspace};
 use crate::towers::load::{Layered, Loader};
 use crate::towers::{ImageBody, Later, Observe, Step, square};
-use crate::weights::TensorData;
+use crate::weights::{Dtype, TensorData};
 use crate::{Error, Result};
 
 /// The image tower.
@@ -331,8 +331,8 @@ impl Block {
 }
 
 impl ImageBody for GpuEfficientNet {
-    fn is_half(&self) -> bool {
-        self.head.is_half()
+    fn dtype(&self) -> Dtype {
+        self.head.dtype()
     }
 
     fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
