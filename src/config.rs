@@ -183,18 +183,70 @@ impl Serialize for ImageConfig {
 impl<'de> Deserialize<'de> for ImageConfig {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error;
-        use serde_json::{Map, Value};
-        let mut fields = Map::deserialize(deserializer)?;
-        let config = match fields.remove("kind") {
-            None => VitConfig::deserialize(Value::Object(fields)).map(Self::Vit),
-            Some(kind) if kind == "efficientnet" => {
-                EfficientNetConfig::deserialize(Value::Object(fields)).map(Self::EfficientNet)
+        /// The fields of all kinds: one reader for them is less code than one for each.
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            kind: Option<String>,
+            image_size: usize,
+            patch_size: Option<usize>,
+            width: Option<usize>,
+            depth: Option<usize>,
+            heads: Option<usize>,
+            mlp_width: Option<usize>,
+            epsilon: Option<f64>,
+            width_multiplier: Option<f64>,
+            depth_multiplier: Option<f64>,
+            projection: Option<usize>,
+        }
+        let fields = Fields::deserialize(deserializer)?;
+        let is_vit = fields.kind.is_none();
+        let others = match fields.kind.as_deref() {
+            None => [
+                ("width_multiplier", fields.width_multiplier.is_some()),
+                ("depth_multiplier", fields.depth_multiplier.is_some()),
+                ("projection", fields.projection.is_some()),
+                ("", false),
+                ("", false),
+            ],
+            Some("efficientnet") => [
+                ("patch_size", fields.patch_size.is_some()),
+                ("width", fields.width.is_some()),
+                ("depth", fields.depth.is_some()),
+                ("heads", fields.heads.is_some()),
+                ("mlp_width", fields.mlp_width.is_some()),
+            ],
+            Some(kind) => {
+                return Err(D::Error::custom(format_args!(
+                    "kind is {kind:?}, expected \"efficientnet\", or none for a vision transformer"
+                )));
             }
-            Some(kind) => Err(Error::custom(format_args!(
-                "kind is {kind}, expected \"efficientnet\", or none for a vision transformer"
-            ))),
         };
-        config.map_err(D::Error::custom)
+        if let Some((name, _)) = others.into_iter().find(|(_, given)| *given) {
+            return Err(D::Error::custom(format_args!(
+                "unknown field `{name}` of this kind of tower"
+            )));
+        }
+        let size = |name, value: Option<usize>| value.ok_or_else(|| D::Error::missing_field(name));
+        let number = |name, value: Option<f64>| value.ok_or_else(|| D::Error::missing_field(name));
+        Ok(match is_vit {
+            true => Self::Vit(VitConfig {
+                image_size: fields.image_size,
+                patch_size: size("patch_size", fields.patch_size)?,
+                width: size("width", fields.width)?,
+                depth: size("depth", fields.depth)?,
+                heads: size("heads", fields.heads)?,
+                mlp_width: size("mlp_width", fields.mlp_width)?,
+                epsilon: number("epsilon", fields.epsilon)?,
+            }),
+            false => Self::EfficientNet(EfficientNetConfig {
+                image_size: fields.image_size,
+                width_multiplier: number("width_multiplier", fields.width_multiplier)?,
+                depth_multiplier: number("depth_multiplier", fields.depth_multiplier)?,
+                epsilon: fields.epsilon.unwrap_or(efficientnet::EPSILON),
+                projection: fields.projection,
+            }),
+        })
     }
 }
 

@@ -199,7 +199,10 @@ fn hostile_configurations_are_refused() {
         assert!(ImageConfig::from(&config).parameters() > 0);
     }
     let parse = |json: &str| serde_json::from_str::<ImageConfig>(json).unwrap_err().to_string();
-    assert!(parse(r#"{"kind": "resnet"}"#).contains(r#"kind is "resnet", expected "efficientnet""#));
+    assert!(
+        parse(r#"{"kind": "resnet", "image_size": 1}"#)
+            .contains(r#"kind is "resnet", expected "efficientnet""#)
+    );
     assert!(
         parse(r#"{"kind": "efficientnet", "image_size": 1}"#).contains("missing field `width_multiplier`")
     );

@@ -448,6 +448,36 @@ fn learns_a_batch_by_heart() {
 }
 
 #[test]
+fn a_convolutional_tower_learns_too_and_keeps_its_statistics() {
+    let tiny = Tiny::read();
+    let image = ernie_vil::EfficientNetConfig {
+        image_size: tiny.config.image.image_size(),
+        width_multiplier: 0.1,
+        depth_multiplier: 0.4,
+        epsilon: 1e-3,
+        projection: Some(tiny.config.text.width),
+    };
+    let config = ModelConfig {
+        image: image.into(),
+        ..tiny.config.clone()
+    };
+    let weights = RandomWeights::new(&config.image, &config.text, 3);
+    let settings = Settings {
+        pairs: vec![Pair(View::Image, View::Caption, 1.0)],
+        ..tiny.settings.clone()
+    };
+    let mut trainer = Trainer::new(&weights, config, settings, &Device::flex()).unwrap();
+    let before = all(&trainer.weights());
+    let losses: Vec<_> = (0..15).map(|_| trainer.step(&tiny.batch).unwrap().loss).collect();
+    assert!(losses[14] < 0.7 * losses[0], "{losses:?}");
+    for (name, after) in all(&trainer.weights()) {
+        if name.starts_with("visual.") {
+            assert_eq!(before[&name] == after, name.contains(".running_"), "{name}");
+        }
+    }
+}
+
+#[test]
 fn wrong_settings_are_named() {
     let pair = |a, b, w| Pair(a, b, w);
     let wrong = [

@@ -24,8 +24,11 @@ pub struct EfficientNetConfig {
     pub projection: Option<usize>,
 }
 
+/// That of the published networks.
+pub(super) const EPSILON: f64 = 1e-3;
+
 fn default_epsilon() -> f64 {
-    1e-3
+    EPSILON
 }
 
 /// A stage of the unscaled network.
@@ -134,7 +137,7 @@ impl EfficientNetConfig {
             image_size: 456,
             width_multiplier: 1.6,
             depth_multiplier: 2.2,
-            epsilon: default_epsilon(),
+            epsilon: EPSILON,
             projection: None,
         }
     }

@@ -159,6 +159,8 @@ impl Depthwise {
             // SAFETY: the shapes were checked above; each task writes channels and rows of its own.
             unsafe {
                 let piece = |input: *const f32, pixel: usize| Piece {
+                    kernel: self.kernel,
+                    stride: self.stride,
                     input,
                     pixel,
                     first,
@@ -176,7 +178,7 @@ impl Depthwise {
                 };
                 let input = from.get().add(first * map.width * input_stride).cast_const();
                 match expansion {
-                    None => self.run(&piece(input.add(column), input_stride)),
+                    None => depthwise(&piece(input.add(column), input_stride)),
                     Some(layer) => EXPANDED.with_borrow_mut(|expanded| {
                         let pixels = (end - first) * map.width;
                         expanded.resize(pixels * panel);
@@ -193,7 +195,7 @@ impl Depthwise {
                             activation: Activation::Swish,
                             accumulate: false,
                         });
-                        self.run(&piece(expanded.as_ptr(), panel));
+                        depthwise(&piece(expanded.as_ptr(), panel));
                     }),
                 }
             }
@@ -203,22 +205,12 @@ impl Depthwise {
             *mean = sums.iter().skip(channel).step_by(channels).sum::<f32>() * scale;
         }
     }
-
-    unsafe fn run(&self, piece: &Piece) {
-        // SAFETY: the caller vouches for the piece.
-        unsafe {
-            match (self.kernel, self.stride) {
-                (3, 1) => depthwise_3_1(piece),
-                (3, _) => depthwise_3_2(piece),
-                (_, 1) => depthwise_5_1(piece),
-                _ => depthwise_5_2(piece),
-            }
-        }
-    }
 }
 
 /// Some rows of some channels of a depthwise convolution.
 struct Piece {
+    kernel: usize,
+    stride: usize,
     /// The first pixel of row `first` of the input.
     input: *const f32,
     /// Floats from a pixel of the input to the next.
@@ -243,26 +235,12 @@ struct Piece {
     sums: *mut f32,
 }
 
-dispatch! { unsafe fn depthwise_3_1(piece: &Piece) = piece_3_1 }
-dispatch! { unsafe fn depthwise_3_2(piece: &Piece) = piece_3_2 }
-dispatch! { unsafe fn depthwise_5_1(piece: &Piece) = piece_5_1 }
-dispatch! { unsafe fn depthwise_5_2(piece: &Piece) = piece_5_2 }
+dispatch! { unsafe fn depthwise(piece: &Piece) = depthwise_with }
 
 #[inline(always)]
-unsafe fn piece_3_1<S: Simd>(piece: &Piece) {
-    unsafe { piece.run::<S, 3, 1>() }
-}
-#[inline(always)]
-unsafe fn piece_3_2<S: Simd>(piece: &Piece) {
-    unsafe { piece.run::<S, 3, 2>() }
-}
-#[inline(always)]
-unsafe fn piece_5_1<S: Simd>(piece: &Piece) {
-    unsafe { piece.run::<S, 5, 1>() }
-}
-#[inline(always)]
-unsafe fn piece_5_2<S: Simd>(piece: &Piece) {
-    unsafe { piece.run::<S, 5, 2>() }
+unsafe fn depthwise_with<S: Simd>(piece: &Piece) {
+    // SAFETY: the caller vouches for the piece.
+    unsafe { piece.run::<S>() }
 }
 
 /// Pixels of a row that are computed together, each in a register, so that their sums need not wait for themselves and
@@ -274,7 +252,8 @@ static ZEROS: [f32; 16] = [0.0; 16];
 
 impl Piece {
     #[inline(always)]
-    unsafe fn run<S: Simd, const K: usize, const STRIDE: usize>(&self) {
+    unsafe fn run<S: Simd>(&self) {
+        let (kernel, stride) = (self.kernel, self.stride);
         for channel in (0..self.columns).step_by(S::LANES) {
             // SAFETY: `channel` is one of the columns.
             unsafe {
@@ -282,12 +261,12 @@ impl Piece {
                 for y in self.rows[0]..self.rows[1] {
                     let mut row = S::splat(0.0);
                     for x in (0..self.width).step_by(TOGETHER) {
-                        let begin = x * STRIDE;
+                        let begin = x * stride;
                         let inside = begin >= self.before[1]
-                            && begin - self.before[1] + (TOGETHER - 1) * STRIDE + K <= self.map.width;
+                            && begin - self.before[1] + (TOGETHER - 1) * stride + kernel <= self.map.width;
                         let some = match inside {
-                            true => self.pixels::<S, K, STRIDE, false>(channel, y, x),
-                            false => self.pixels::<S, K, STRIDE, true>(channel, y, x),
+                            true => self.pixels::<S, false>(channel, y, x),
+                            false => self.pixels::<S, true>(channel, y, x),
                         };
                         row = S::add(row, some);
                     }
@@ -305,28 +284,24 @@ impl Piece {
     /// The pixels from `x` on of row `y`; returns their sum. With EDGE some of them, or of what they are made of, may
     /// lie outside.
     #[inline(always)]
-    unsafe fn pixels<S: Simd, const K: usize, const STRIDE: usize, const EDGE: bool>(
-        &self,
-        channel: usize,
-        y: usize,
-        x: usize,
-    ) -> S::V {
+    unsafe fn pixels<S: Simd, const EDGE: bool>(&self, channel: usize, y: usize, x: usize) -> S::V {
         unsafe {
+            let (kernel, stride) = (self.kernel, self.stride);
             let mut sums = [S::load(self.bias.add(channel)); TOGETHER];
-            for down in 0..K {
-                let at = (y * STRIDE + down).wrapping_sub(self.before[0]);
+            for down in 0..kernel {
+                let at = (y * stride + down).wrapping_sub(self.before[0]);
                 if at >= self.map.height {
                     continue;
                 }
                 let line = self
                     .input
                     .add((at - self.first) * self.map.width * self.pixel + channel);
-                let weights = self.weight.add(down * K * self.weight_row + channel);
-                for across in 0..K {
+                let weights = self.weight.add(down * kernel * self.weight_row + channel);
+                for across in 0..kernel {
                     let weight = S::load(weights.add(across * self.weight_row));
-                    let begin = (x * STRIDE + across).wrapping_sub(self.before[1]);
+                    let begin = (x * stride + across).wrapping_sub(self.before[1]);
                     for (i, sum) in sums.iter_mut().enumerate() {
-                        let at = begin.wrapping_add(i * STRIDE);
+                        let at = begin.wrapping_add(i * stride);
                         let mut value = line.wrapping_add(at.wrapping_mul(self.pixel));
                         if EDGE && at >= self.map.width {
                             value = ZEROS.as_ptr();
