@@ -474,7 +474,7 @@ fn ernie2_is_as_recorded_in_either_names() {
             }
         );
         for on in everything() {
-            if on.is_gpu() && config.width % 4 != 0 {
+            if on.is_gpu() && !config.width.is_multiple_of(4) {
                 continue;
             }
             let tower = on.text(&weights, &config);

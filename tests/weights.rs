@@ -773,7 +773,7 @@ fn the_models_hold_exactly_what_their_towers_need() {
         assert_eq!(*temperature, [2.65926]);
     }
     let full = [
-        image_tensors(&VitConfig::base()),
+        image_tensors(VitConfig::base()),
         text_tensors(&ErnieConfig::base()),
     ]
     .concat();
@@ -924,7 +924,7 @@ fn the_image_sizes_show_in_the_shapes() {
          not a multiple of 64: give an image configuration with num_heads"
     );
     let changed = |name: &str, shape: Option<Vec<usize>>| {
-        let mut tensors = image_tensors(&VitConfig::base());
+        let mut tensors = image_tensors(VitConfig::base());
         tensors.retain(|(n, _)| n != name);
         tensors.extend(shape.map(|shape| (name.to_string(), shape)));
         message(&Shapes(tensors))
@@ -964,7 +964,7 @@ fn all_missing_and_misshapen_tensors_are_told_at_once() {
         ["a", "more", "extra"]
     );
 
-    let message = message(check(&source, &image_tensors(&VitConfig::base())));
+    let message = message(check(&source, &image_tensors(VitConfig::base())));
     let lines: Vec<_> = message.lines().collect();
     assert_eq!(lines.len(), 22);
     assert_eq!(lines[0], "weights: 151 tensors are missing:");

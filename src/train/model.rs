@@ -34,6 +34,8 @@ pub struct Trainable {
 }
 
 /// The image tower, whichever kind it is.
+// There is one of them in a run, so the room of the larger kind is no matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 pub enum ImageModule {
     /// A vision transformer.

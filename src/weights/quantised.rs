@@ -220,10 +220,11 @@ impl<'a> Quantised<'a> {
 
     /// Weights of layers with the same inputs as one, their columns beside one another; `None` where they are not in as
     /// many bits.
+    #[cfg(feature = "wgpu")]
     pub(crate) fn beside(matrices: &[&Self]) -> Option<Quantised<'static>> {
         let first = matrices.first()?;
         let fits = |other: &&Self| other.transposed && other.width == first.width;
-        if !matrices.iter().all(|other| fits(other)) {
+        if !matrices.iter().all(fits) {
             return None;
         }
         let int8 = matrices.iter().map(|matrix| match &matrix.codes {
