@@ -67,12 +67,12 @@ fn repack(folder: &Path, args: &cli::Convert, global: &cli::Global) -> Result<()
     if args.note.is_some() {
         config.note.clone_from(&args.note);
     }
-    // Another preprocessing brings its own limit.
+    // Another preprocessing brings its own limit, as far as the position table reaches.
     if let Some(preprocessing) = args.target.preprocessing.map(Preprocessing::from)
         && preprocessing != config.preprocessing
     {
         config.preprocessing = preprocessing;
-        config.max_text_tokens = preprocessing.max_text_tokens();
+        config.max_text_tokens = preprocessing.max_text_tokens().min(config.text.max_positions);
     }
     if let Some(max_tokens) = args.target.max_tokens {
         config.max_text_tokens = max_tokens;
@@ -182,6 +182,7 @@ impl Conversion<'_> {
             .target
             .preprocessing
             .map_or_else(Preprocessing::default, From::from);
+        let most_tokens = preprocessing.max_text_tokens().min(text.max_positions);
         let mut config = ModelConfig {
             format: ModelConfig::FORMAT,
             name: self.name,
@@ -190,7 +191,7 @@ impl Conversion<'_> {
             image,
             text,
             preprocessing,
-            max_text_tokens: self.target.max_tokens.unwrap_or(preprocessing.max_text_tokens()),
+            max_text_tokens: self.target.max_tokens.unwrap_or(most_tokens),
             logit_scale: logit_scale(&checkpoint).with_context(in_weights)?,
             fingerprint: String::new(),
             sources,

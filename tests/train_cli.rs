@@ -140,6 +140,17 @@ fn a_run_leaves_a_model_metrics_and_curves_and_can_be_fine_tuned() {
             .output()
             .unwrap(),
     );
+    // The scale after the last step, which is what a run that starts from the model starts with.
+    let logit_scale = |model: &str| {
+        let config: Value = serde_json::from_slice(&bytes(&folder.path(model).join("config.json"))).unwrap();
+        config["logit_scale"].as_f64().unwrap()
+    };
+    let scale = logit_scale("run/model");
+    let before = metrics[6]["train"]["scale"].as_f64().unwrap();
+    assert!(
+        scale != before && (scale / before - 1.0).abs() < 0.05,
+        "{before}, {scale}"
+    );
     let pairs = golden("coco_cn_style.tsv");
     let eval = [
         "eval",
@@ -173,6 +184,8 @@ fn a_run_leaves_a_model_metrics_and_curves_and_can_be_fine_tuned() {
         bytes(&folder.path("run/model").join(name)) == bytes(&folder.path("tuned/model").join(name))
     };
     assert!(same("image.safetensors") && !same("text.safetensors") && same("vocab.txt"));
+    let first = folder.metrics("tuned")[0]["train"]["scale"].as_f64().unwrap();
+    assert!((first / scale - 1.0).abs() < 1e-5, "{first}, {scale}");
 }
 
 #[test]

@@ -62,7 +62,8 @@ pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 }
 
 impl Trainable {
-    /// Loads the weights onto `device`. The temperature starts at [`FIRST_TEMPERATURE`] where `source` has none.
+    /// Loads the weights onto `device`. The temperature starts at the logarithm of the configuration's
+    /// `logit_scale` where `source` has none, and at [`FIRST_TEMPERATURE`] where that is not there either.
     ///
     /// # Errors
     /// [`Error::Weights`] lists what is missing and every wrong shape; [`Error::Config`] where the widths of the
@@ -83,11 +84,14 @@ impl Trainable {
         let text: &ErnieConfig = &config.text;
         let table = |name: &str, rows: usize| loader.param(name, [rows, text.width], device);
         let types = |name: &str, rows: Option<usize>| rows.map(|rows| table(name, rows)).transpose();
+        let first = config
+            .logit_scale
+            .map_or(FIRST_TEMPERATURE, |scale| scale.ln() as f32);
         let temperature = match source.shape(TEMPERATURE) {
             Some(_) => loader.param(TEMPERATURE, [1], device)?,
             None => parameter(
                 TEMPERATURE,
-                Tensor::from_data(BurnData::new(vec![FIRST_TEMPERATURE], [1]), device),
+                Tensor::from_data(BurnData::new(vec![first], [1]), device),
             ),
         };
         Ok(Self {
