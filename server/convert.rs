@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use ernie_vil::text::Tokenizer;
 use ernie_vil::weights::{
-    Bits, Dtype, HashingWriter, Manifest, ManifestFile, Renamed, SafetensorsFile, Shard, TensorSource,
-    Together, image_config_from_json, infer_type_tables, infer_vision_config, text_config_from_original,
+    Bits, Dtype, HashingWriter, Manifest, ManifestFile, Renamed, SafetensorsFile, Shard, TEMPERATURE,
+    TensorSource, Together, image_config_from_json, infer_type_tables, infer_vision_config,
+    text_config_from_original,
 };
 use ernie_vil::{ErnieConfig, ImageConfig, ModelConfig, ModelSource, Preprocessing, Published};
 use sha2::{Digest, Sha256};
@@ -17,9 +18,6 @@ use crate::atomic_file;
 use crate::cli;
 use crate::model::{self, CONFIG, IMAGE, MANIFEST, TEXT, VOCAB};
 use crate::progress::{Progress, Unit};
-
-/// What a checkpoint calls the logarithm of the logits' scale.
-const TEMPERATURE: &str = "contrastive_loss_mm.temperature_b";
 
 pub fn run(args: &cli::Convert, global: &cli::Global) -> Result<()> {
     if let Some(folder) = &args.model {

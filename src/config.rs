@@ -355,21 +355,20 @@ impl ErnieConfig {
     /// ERNIE 2.0 Base, as the text tower of ERNIE-ViL 2.0 Base (CNN), with the vocabulary of the other structures: its
     /// own was never published.
     pub fn ernie2_base() -> Self {
-        Self {
-            max_positions: 512,
-            sentence_types: Some(4),
-            task_types: Some(16),
-            ..Self::base()
-        }
+        Self::base().ernie2()
     }
 
     /// ERNIE 2.0 Large, as the text tower of ERNIE-ViL 2.0 Large (CNN); as [`ErnieConfig::ernie2_base`].
     pub fn ernie2_large() -> Self {
+        Self::large().ernie2()
+    }
+
+    fn ernie2(self) -> Self {
         Self {
             max_positions: 512,
             sentence_types: Some(4),
             task_types: Some(16),
-            ..Self::large()
+            ..self
         }
     }
 

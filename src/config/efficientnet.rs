@@ -1,14 +1,15 @@
 //! The sizes of an EfficientNet.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{blocks, epsilon, image_size, size};
 use crate::{Error, Result};
 
 /// The sizes of an EfficientNet ([`crate::towers::ImageTower`]): those of the paper's smallest network, scaled by two
 /// multipliers (Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks").
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+///
+/// In JSON it is read as an [`ImageConfig`](crate::ImageConfig).
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EfficientNetConfig {
     /// Height and width of the input, in pixels.
     pub image_size: usize,
@@ -17,19 +18,14 @@ pub struct EfficientNetConfig {
     /// What the number of blocks is multiplied by.
     pub depth_multiplier: f64,
     /// Batch normalisation's epsilon.
-    #[serde(default = "default_epsilon")]
     pub epsilon: f64,
     /// Width of the embedding, where the pooled channels go through a linear layer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub projection: Option<usize>,
 }
 
 /// That of the published networks.
 pub(super) const EPSILON: f64 = 1e-3;
-
-fn default_epsilon() -> f64 {
-    EPSILON
-}
 
 /// A stage of the unscaled network.
 struct Stage {

@@ -20,6 +20,13 @@ pub(crate) struct Map {
 }
 
 impl Map {
+    pub(crate) fn square(size: usize) -> Self {
+        Self {
+            height: size,
+            width: size,
+        }
+    }
+
     pub(crate) fn pixels(self) -> usize {
         self.height * self.width
     }

@@ -224,11 +224,7 @@ impl ImageBody for HostEfficientNet {
 
 /// The size of each of `batch` square images.
 fn square(pixels: &[f32], batch: usize) -> Map {
-    let size = (pixels.len() / (3 * batch)).isqrt();
-    Map {
-        height: size,
-        width: size,
-    }
+    Map::square((pixels.len() / (3 * batch)).isqrt())
 }
 
 /// A Burn module and the device that it is on.
@@ -437,14 +433,7 @@ impl ImageTower {
     /// As [`ImageTower::embed_raw`].
     pub fn trace(&self, pixels: &[f32]) -> Result<Vec<Step>> {
         self.batch(pixels)?;
-        let size = self.config.image_size();
-        self.body.trace(
-            pixels,
-            Map {
-                height: size,
-                width: size,
-            },
-        )
+        self.body.trace(pixels, Map::square(self.config.image_size()))
     }
 
     /// As [`ImageTower::trace`], of images of any size, [batch, 3, height, width]: a convolutional network can look at

@@ -11,10 +11,11 @@ mod loss;
 mod model;
 mod optimizer;
 
+pub use crate::weights::TEMPERATURE;
 pub use dropout::Dropout;
 pub(crate) use dropout::Dropping;
 pub use loss::{EqualTexts, Loss, Pair, View, check_pairs, contrastive_loss};
-pub use model::{FIRST_TEMPERATURE, TEMPERATURE, Trainable, Weights, tensors};
+pub use model::{FIRST_TEMPERATURE, Trainable, Weights, tensors};
 pub use optimizer::{OptimizerSettings, Schedule};
 
 use burn::module::Module;

@@ -10,12 +10,10 @@ use burn::tensor::{Device, Int, Tensor, TensorData as BurnData};
 use super::dropout::Dropping;
 use super::loss::View;
 use crate::towers::{EfficientNet, Ernie, Layered, Loader, PATCH_EMBED, Vit, parameter, parameter_id};
-use crate::weights::{self, TensorData, TensorSource};
+use crate::weights::{self, TEMPERATURE, TensorData, TensorSource};
 use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
 
-/// The name of the temperature, whose exponential is the logits' scale.
-pub const TEMPERATURE: &str = "contrastive_loss_mm.temperature_b";
-/// Its first value.
+/// The temperature's first value.
 pub const FIRST_TEMPERATURE: f32 = 2.65926;
 
 /// What is trained: both towers with their tables, and the temperature.

@@ -36,7 +36,9 @@ pub use paddle::Checkpoint;
 pub(crate) use quantised::Codes;
 pub use quantised::{Bits, GROUP, Quantised, quantise_int4, quantise_int8};
 pub use random::RandomWeights;
-pub use source::{SafetensorsFile, TensorData, TensorSource, check, image_tensors, text_tensors};
+pub use source::{
+    SafetensorsFile, TEMPERATURE, TensorData, TensorSource, check, image_tensors, text_tensors,
+};
 pub use stream::TensorStream;
 
 use crate::{Error, Result};
@@ -59,4 +61,10 @@ fn count(shape: &[usize]) -> Option<usize> {
     shape
         .iter()
         .try_fold(1usize, |product, &n| product.checked_mul(n))
+}
+
+/// The \[rows, columns\] matrix of which `values` is the transpose.
+fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+    let row = |row: usize| values.iter().skip(row).step_by(rows).take(columns);
+    (0..rows).flat_map(row).copied().collect()
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use half::f16;
 
-use super::{TensorData, TensorSource, weights};
+use super::{TensorData, TensorSource, transpose, weights};
 use crate::Result;
 
 /// Tensors under the names that the towers load by, whatever their file calls them.
@@ -141,12 +141,6 @@ impl TensorSource for Renamed<'_> {
             _ => Ok(data),
         }
     }
-}
-
-/// The \[rows, columns\] matrix of which `values` is the transpose.
-fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
-    let row = |row: usize| values.iter().skip(row).step_by(rows).take(columns);
-    (0..rows).flat_map(row).copied().collect()
 }
 
 /// Several sources as one; where two have a tensor of the same name it is that of the first.

@@ -3,9 +3,11 @@ use std::collections::BTreeMap;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 
-use super::{TensorData, count, quoted, weights};
+use super::source::check_finite;
+use super::{TensorData, count, quoted, transpose, weights};
 use crate::{Error, Result};
 
 /// Values of a row that share a scale in four bits.
@@ -378,15 +380,15 @@ impl Packing {
     /// The values as they are stored.
     pub(super) fn quantise(&self, values: &TensorData<'_>) -> Result<Quantised<'static>> {
         let (rows, width) = self.sizes().expect("a tensor in memory");
-        let values = values.clone().into_f32();
-        let turned: Cow<'_, [f32]> = match self.transposed {
-            true => {
-                let column = |column: usize| values.iter().skip(column).step_by(rows);
-                (0..rows).flat_map(column).copied().collect()
-            }
+        let values = match values {
+            TensorData::F32(values) => Cow::Borrowed(&**values),
+            other => other.clone().into_f32(),
+        };
+        let values = match self.transposed {
+            true => transpose(&values, rows, width).into(),
             false => values,
         };
-        Quantised::new(&turned, rows, width, self.transposed, self.dtype)
+        Quantised::new(&values, rows, width, self.transposed, self.dtype)
     }
 
     /// The tensor of its parts, which have the sizes that [`Packing::parts`] says.
@@ -416,29 +418,48 @@ pub(super) enum Stored<'a> {
     U8(Cow<'a, [u8]>),
 }
 
+impl<'a> Stored<'a> {
+    /// The values of a tensor that is no part of another.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] where it is of whole numbers, and where a value is not finite.
+    pub(super) fn without_scales(self) -> Result<TensorData<'a>> {
+        match self {
+            Self::Data(data) => check_finite(&data).map(|()| data),
+            Self::I8(_) | Self::U8(_) => weights("whole numbers without scales, expected F32, F16 or BF16"),
+        }
+    }
+}
+
 /// The quantised tensors of a file, by name.
 pub(super) type Packings = BTreeMap<String, Packing>;
 
-/// Reads a file's metadata, and checks that the parts are there as it says; `stored` gives a part's element type and
-/// sizes.
+/// The tensor that one of a file's is a part of: another one where it is the scales of that, itself in all other cases.
+pub(super) fn whole<'a>(name: &'a str, packings: &Packings) -> &'a str {
+    match name.strip_suffix(SCALE) {
+        Some(whole) if packings.contains_key(whole) => whole,
+        _ => name,
+    }
+}
+
+/// Reads the list in a file's header, and checks that the parts are there as it says.
 ///
 /// # Errors
 /// [`Error::Weights`] names the tensor, or says what is wrong with the list.
-pub(super) fn packings(
-    metadata: Option<&str>,
-    stored: impl Fn(&str) -> Option<(String, Vec<usize>)>,
-) -> Result<Packings> {
-    let Some(json) = metadata else {
+pub(super) fn packings(header: &Metadata) -> Result<Packings> {
+    let Some(json) = header.metadata().as_ref().and_then(|all| all.get(METADATA)) else {
         return Ok(Packings::new());
     };
     let packings: Packings = serde_json::from_str(json)
         .map_err(|error| Error::Weights(format!("the metadata's {METADATA:?}: {error}")))?;
     for (name, packing) in &packings {
         for part in packing.parts(name)? {
-            let found = stored(&part.name);
-            if found.as_ref() != Some(&(part.dtype.to_owned(), part.shape.clone())) {
-                let found = found.map_or("missing".to_owned(), |(dtype, shape)| {
-                    format!("{dtype} {shape:?}")
+            let found = header.info(&part.name);
+            let fits =
+                |found: &TensorInfo| found.dtype.to_string() == part.dtype && found.shape == part.shape;
+            if !found.is_some_and(fits) {
+                let found = found.map_or("missing".to_owned(), |found| {
+                    format!("{} {:?}", found.dtype, found.shape)
                 });
                 return weights(format!(
                     "tensor {} is {found}, expected {} {:?}: part of a quantised tensor",

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use safetensors::tensor::Metadata;
+use safetensors::{Dtype, SafeTensors};
 
-use super::quantised::{METADATA, Packing, Packings, SCALE, Stored, packings};
+use super::quantised::{Packings, SCALE, Stored, packings, whole};
 use super::{Quantised, quoted, weights};
 use crate::{EfficientNetConfig, ErnieConfig, Error, ImageConfig, Result, VitConfig};
 
@@ -89,7 +90,8 @@ pub trait TensorSource {
 /// ```
 #[derive(Debug)]
 pub struct SafetensorsFile<'a> {
-    tensors: SafeTensors<'a>,
+    header: Metadata,
+    data: &'a [u8],
     packings: Packings,
 }
 
@@ -99,49 +101,40 @@ impl<'a> SafetensorsFile<'a> {
     /// # Errors
     /// [`Error::Weights`] where the header is damaged or does not cover the bytes exactly.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
-        let read = || {
-            Ok((
-                SafeTensors::deserialize(bytes)?,
-                SafeTensors::read_metadata(bytes)?.1,
-            ))
-        };
-        let (tensors, header) = read()
-            .map_err(|error: SafeTensorError| Error::Weights(format!("not a safetensors file: {error}")))?;
-        let metadata = header.metadata().as_ref().and_then(|all| all.get(METADATA));
-        let packings = packings(metadata.map(String::as_str), |name| {
-            let tensor = tensors.tensor(name).ok()?;
-            Some((tensor.dtype().to_string(), tensor.shape().to_vec()))
-        })?;
-        Ok(Self { tensors, packings })
+        let (length, header) = SafeTensors::read_metadata(bytes)
+            .map_err(|error| Error::Weights(format!("not a safetensors file: {error}")))?;
+        Ok(Self {
+            packings: packings(&header)?,
+            header,
+            data: &bytes[8 + length..],
+        })
     }
 
     /// A tensor of the file.
     fn stored(&self, name: &str) -> Result<Stored<'a>> {
-        let read = || {
-            let tensor = self.tensors.tensor(name);
-            let tensor = tensor.map_err(|_| Error::Weights("missing".into()))?;
-            let bytes = tensor.data();
-            Ok(match tensor.dtype() {
-                Dtype::F32 => Stored::Data(TensorData::F32(little_endian(bytes, f32::from_le_bytes))),
-                Dtype::F16 => Stored::Data(TensorData::F16(little_endian(bytes, f16::from_le_bytes))),
-                Dtype::BF16 => {
-                    let values = bytes.as_chunks().0.iter();
-                    let values = values.map(|&b| bf16::from_le_bytes(b).to_f32());
-                    Stored::Data(TensorData::F32(values.collect()))
-                }
-                Dtype::I8 => Stored::I8(bytemuck::cast_slice(bytes).into()),
-                Dtype::U8 => Stored::U8(bytes.into()),
-                other => return weights(format!("the element type is {other}, expected F32, F16 or BF16")),
-            })
-        };
-        read().map_err(|e| e.within(format!("tensor {}", quoted(name))))
+        let info = self.header.info(name);
+        let info = info.ok_or_else(|| Error::Weights("missing".into()))?;
+        let (from, to) = info.data_offsets;
+        let bytes = &self.data[from..to];
+        Ok(match info.dtype {
+            Dtype::F32 => Stored::Data(TensorData::F32(little_endian(bytes, f32::from_le_bytes))),
+            Dtype::F16 => Stored::Data(TensorData::F16(little_endian(bytes, f16::from_le_bytes))),
+            Dtype::BF16 => {
+                let values = bytes.as_chunks().0.iter();
+                let values = values.map(|&b| bf16::from_le_bytes(b).to_f32());
+                Stored::Data(TensorData::F32(values.collect()))
+            }
+            Dtype::I8 => Stored::I8(bytemuck::cast_slice(bytes).into()),
+            Dtype::U8 => Stored::U8(bytes.into()),
+            other => return weights(format!("the element type is {other}, expected F32, F16 or BF16")),
+        })
     }
 }
 
 impl TensorSource for SafetensorsFile<'_> {
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.tensors.names().into_iter().map(String::from).collect();
-        names.retain(|name| !is_scale(name, &self.packings));
+        let mut names = self.header.offset_keys();
+        names.retain(|name| whole(name, &self.packings) == name);
         names.sort_unstable();
         names
     }
@@ -149,28 +142,20 @@ impl TensorSource for SafetensorsFile<'_> {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match self.packings.get(name) {
             Some(packing) => Some(packing.shape.clone()),
-            None => Some(self.tensors.tensor(name).ok()?.shape().to_vec()),
+            None => Some(self.header.info(name)?.shape.clone()),
         }
     }
 
     fn read(&self, name: &str) -> Result<TensorData<'_>> {
-        let read =
-            |packing: &Packing| packing.join(self.stored(name)?, self.stored(&format!("{name}{SCALE}"))?);
-        let data = match (self.packings.get(name), self.stored(name)?) {
-            (Some(packing), _) => read(packing).map(TensorData::Quantised),
-            (None, Stored::Data(data)) => check_finite(&data).map(|()| data),
-            (None, Stored::I8(_) | Stored::U8(_)) => {
-                weights("whole numbers without scales, expected F32, F16 or BF16")
+        let read = || match (self.packings.get(name), self.stored(name)?) {
+            (Some(packing), codes) => {
+                let scales = self.stored(&format!("{name}{SCALE}"))?;
+                Ok(TensorData::Quantised(packing.join(codes, scales)?))
             }
+            (None, stored) => stored.without_scales(),
         };
-        data.map_err(|e| e.within(format!("tensor {}", quoted(name))))
+        read().map_err(|e| e.within(format!("tensor {}", quoted(name))))
     }
-}
-
-/// Whether a tensor is the scales of another.
-pub(super) fn is_scale(name: &str, packings: &Packings) -> bool {
-    name.strip_suffix(SCALE)
-        .is_some_and(|name| packings.contains_key(name))
 }
 
 /// Values in place where the slice is aligned to them (the format does not promise it), else a copy.
@@ -207,6 +192,9 @@ pub(super) fn check_finite(data: &TensorData) -> Result<()> {
         Some((at, value)) => weights(format!("value {at} is {value}, expected finite numbers")),
     }
 }
+
+/// What a checkpoint calls the temperature, whose exponential is the logits' scale. Inference computes no vector with it.
+pub const TEMPERATURE: &str = "contrastive_loss_mm.temperature_b";
 
 /// The tensors of an image tower, with their shapes.
 pub fn image_tensors(config: impl Into<ImageConfig>) -> Vec<(String, Vec<usize>)> {

@@ -6,8 +6,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use super::quantised::{METADATA, Packings, SCALE, Stored, packings};
-use super::source::check_finite;
+use super::quantised::{Packings, SCALE, Stored, packings, whole};
 use super::{TensorData, TensorSource, check, count, quoted, weights};
 use crate::{Error, Result};
 
@@ -117,13 +116,9 @@ impl TensorStream {
     }
 
     fn arrived(&mut self, name: String, stored: Stored<'static>) -> Result<()> {
-        let whole = match name.strip_suffix(SCALE) {
-            Some(whole) if self.packings.contains_key(whole) => whole,
-            _ => &name,
-        };
+        let whole = whole(&name, &self.packings);
         let data = match (self.packings.get(whole), stored) {
-            (None, Stored::Data(data)) => check_finite(&data).map(|()| data),
-            (None, _) => weights("whole numbers without scales, expected F32, F16 or BF16"),
+            (None, stored) => stored.without_scales(),
             (Some(packing), stored) => {
                 let other = match whole == name {
                     true => format!("{name}{SCALE}"),
@@ -204,11 +199,7 @@ impl TensorStream {
         let invalid = |problem: String| Error::Weights(format!("not a safetensors file: {problem}"));
         let metadata: Metadata =
             serde_json::from_slice(&self.header[8..]).map_err(|error| invalid(error.to_string()))?;
-        let list = metadata.metadata().as_ref().and_then(|all| all.get(METADATA));
-        self.packings = packings(list.map(String::as_str), |name| {
-            let info = metadata.info(name)?;
-            Some((info.dtype.to_string(), info.shape.clone()))
-        })?;
+        self.packings = packings(&metadata)?;
         let mut end = 0;
         for name in metadata.offset_keys() {
             let info = metadata.info(&name).expect("the name comes from the header");
@@ -223,14 +214,11 @@ impl TensorStream {
                 )));
             }
             end = next;
-            let whole = match name.strip_suffix(SCALE) {
-                Some(whole) if self.packings.contains_key(whole) => whole,
-                _ => &name,
-            };
-            match self.packings.get(&name) {
-                Some(packing) => drop(self.shapes.insert(name.clone(), packing.shape.clone())),
-                None if whole == name => drop(self.shapes.insert(name.clone(), info.shape.clone())),
-                None => {}
+            let whole = whole(&name, &self.packings);
+            if whole == name {
+                let packing = self.packings.get(&name);
+                let shape = packing.map_or(&info.shape, |packing| &packing.shape);
+                self.shapes.insert(name.clone(), shape.clone());
             }
             self.coming.push(Coming {
                 wanted: self.expected.iter().any(|(expected, _)| expected == whole),

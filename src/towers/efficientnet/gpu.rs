@@ -156,11 +156,7 @@ impl GpuEfficientNet {
         const MOST_ROWS: usize = 65_535 * 4;
         check("image.projection", c.projection.unwrap_or(4))?;
         let size = c.image_size;
-        let mut map = Map {
-            height: size,
-            width: size,
-        };
-        map = map.convolved(3, 2).0;
+        let mut map = Map::square(size).convolved(3, 2).0;
         let mut largest = 3 * size * size;
         if map.pixels() > MOST_ROWS {
             return Err(Error::Config(format!(
