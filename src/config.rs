@@ -4,7 +4,7 @@ mod efficientnet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, weights};
+use crate::{Error, Result, json, weights};
 
 pub use efficientnet::{EfficientNetBlock, EfficientNetConfig};
 
@@ -555,8 +555,8 @@ impl ModelConfig {
     ///
     /// # Errors
     /// [`Error::Config`] where it is not JSON of this layout, or where a size is out of range.
-    pub fn from_json(json: &[u8]) -> Result<Self> {
-        let config: Self = serde_json::from_slice(json).map_err(|e| Error::Config(e.to_string()))?;
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        let config: Self = json::from_bytes(bytes).map_err(Error::Config)?;
         config.validate()?;
         Ok(config)
     }

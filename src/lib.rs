@@ -15,6 +15,7 @@ mod error;
 pub mod gpu;
 pub mod image;
 pub mod index;
+mod json;
 pub mod kernels;
 pub mod pairs;
 mod random;

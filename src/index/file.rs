@@ -3,13 +3,11 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use safetensors::{Dtype, SafeTensors};
-use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::EmbeddingIndex;
 use super::rows::{VectorType, Vectors};
-use crate::vectors::{Tensors, header, push_id};
+use crate::vectors::{Matrix, Tensors, header, push_id};
 use crate::{Error, Result};
 
 /// What the file's metadata says under `format`.
@@ -28,42 +26,25 @@ pub(super) fn save(index: &EmbeddingIndex, writer: &mut impl Write) -> Result<()
         ("fingerprint", &index.fingerprint),
         ("sha256", &checksum),
     ];
-    let scales = ("scales", rows.len(), 1);
-    let vectors = ("vectors", rows.len(), index.dimensions);
-    let header = match index.dtype() {
-        VectorType::F32 => header([vectors].into_iter(), ids.len(), &metadata),
-        // The header that has all of it in float32 is not shorter, so that this one is within the limit too.
-        VectorType::Int8 => header([scales, vectors].into_iter(), ids.len(), &metadata)
-            .map(|_| int8_header(rows.len(), index.dimensions, ids.len(), &metadata)),
+    let matrix = |name, dtype, dimensions| Matrix {
+        name,
+        dtype,
+        shape: [rows.len(), dimensions],
     };
+    let matrices = match index.dtype() {
+        VectorType::F32 => vec![matrix("vectors", "F32", index.dimensions)],
+        VectorType::Int8 => vec![
+            matrix("scales", "F32", 1),
+            matrix("vectors", "I8", index.dimensions),
+        ],
+    };
+    let header = header(&matrices, ids.len(), &metadata);
     writer.write_all(&header.map_err(Error::Index)?)?;
     index
         .vectors
         .for_each_piece(&rows, |bytes| writer.write_all(bytes))?;
     writer.write_all(&ids)?;
     Ok(writer.flush()?)
-}
-
-/// The length and the header of a file with `scales` F32 `[rows, 1]`, `vectors` I8 `[rows, dimensions]` and
-/// `ids`, filled up to a multiple of eight bytes.
-fn int8_header(rows: usize, dimensions: usize, ids: usize, metadata: &[(&str, &str)]) -> Vec<u8> {
-    let [scales, vectors] = [rows * 4, rows * 4 + rows * dimensions];
-    let metadata: serde_json::Map<_, _> = metadata
-        .iter()
-        .map(|&(key, value)| (key.into(), json!(value)))
-        .collect();
-    let text = json!({
-        "__metadata__": metadata,
-        "scales": { "dtype": "F32", "shape": [rows, 1], "data_offsets": [0, scales] },
-        "vectors": { "dtype": "I8", "shape": [rows, dimensions], "data_offsets": [scales, vectors] },
-        "ids": { "dtype": "U8", "shape": [ids], "data_offsets": [vectors, vectors + ids] },
-    })
-    .to_string();
-    let length = text.len().next_multiple_of(8);
-    let mut bytes = (length as u64).to_le_bytes().to_vec();
-    bytes.extend_from_slice(text.as_bytes());
-    bytes.resize(8 + length, b' ');
-    bytes
 }
 
 pub(super) fn load(bytes: &[u8]) -> Result<EmbeddingIndex, String> {
@@ -78,7 +59,7 @@ pub(super) fn load(bytes: &[u8]) -> Result<EmbeddingIndex, String> {
         return Err(format!("format '{format}', expected '{FORMAT}'"));
     }
     let fingerprint = metadata("fingerprint")?;
-    let (vectors, rows, dimensions) = vectors(&tensors, bytes)?;
+    let (vectors, rows, dimensions) = vectors(&tensors)?;
     let list = tensors.id_list()?.ok_or("no tensor 'ids'")?;
     let all: Vec<usize> = (0..rows).collect();
     let found = checksum(fingerprint, dimensions, list, &vectors, &all).map_err(|error| error.to_string())?;
@@ -110,24 +91,23 @@ pub(super) fn load(bytes: &[u8]) -> Result<EmbeddingIndex, String> {
 }
 
 /// The vectors of a file, their number and their dimensions.
-fn vectors(tensors: &Tensors<'_>, bytes: &[u8]) -> Result<(Vectors, usize, usize), String> {
+fn vectors(tensors: &Tensors<'_>) -> Result<(Vectors, usize, usize), String> {
     let Some(scales) = tensors.matrix("scales")? else {
         let vectors = tensors.matrix("vectors")?.ok_or("no tensor 'vectors'")?;
         let (rows, dimensions) = (vectors.rows(), vectors.dimensions());
         return Ok((Vectors::from_f32(vectors), rows, dimensions));
     };
-    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
-    let codes = file.tensor("vectors").map_err(|error| error.to_string())?;
-    match (codes.dtype(), codes.shape()) {
-        (Dtype::I8, &[rows, dimensions])
+    let (shape, codes) = tensors.tensor("vectors", "I8", 1)?.ok_or("no tensor 'vectors'")?;
+    match *shape {
+        [rows, dimensions]
             if (scales.rows(), scales.dimensions()) == (rows, 1) && (rows == 0 || dimensions > 0) =>
         {
-            let codes = bytemuck::cast_slice(codes.data()).to_vec();
+            let codes = bytemuck::cast_slice(codes).to_vec();
             let vectors = Vectors::from_int8(scales.into_data(), codes, dimensions);
             Ok((vectors, rows, dimensions))
         }
-        (dtype, shape) => Err(format!(
-            "tensor 'scales' [{}, {}] and tensor 'vectors' {dtype:?} {shape:?}, expected [rows, 1] and I8 [rows, dimensions]",
+        _ => Err(format!(
+            "tensor 'scales' [{}, {}] and tensor 'vectors' {shape:?}, expected [rows, 1] and [rows, dimensions]",
             scales.rows(),
             scales.dimensions()
         )),

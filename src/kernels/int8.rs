@@ -183,6 +183,10 @@ unsafe fn sums_of<S: Sums, const N: usize>(
 /// No instructions of its own: all is left to the plain loop over a rest, which the compiler puts into
 /// vector registers for what the program is compiled for (SSE2, NEON).
 #[derive(Clone, Copy)]
+#[cfg_attr(
+    target_feature = "simd128",
+    expect(dead_code, reason = "there is always something better")
+)]
 struct Portable;
 
 impl Sums for Portable {

@@ -123,8 +123,13 @@ pub(super) use dispatch;
 
 /// Arrays of eight floats, which LLVM turns into what the target has (NEON, SSE2).
 #[derive(Clone, Copy)]
+#[cfg_attr(
+    target_feature = "simd128",
+    expect(dead_code, reason = "there is always something better")
+)]
 pub(super) struct Portable;
 
+#[cfg_attr(target_feature = "simd128", expect(dead_code, reason = "as `Portable`"))]
 #[inline(always)]
 fn zip(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
     std::array::from_fn(|i| f(a[i], b[i]))

@@ -102,6 +102,10 @@ struct Observe<'a> {
     steps: Option<&'a mut Vec<Step>>,
 }
 
+/// Whether steps can be written down. In a module for JavaScript nobody can ask for them, and what would write them is
+/// left out of the download.
+const OBSERVABLE: bool = !cfg!(feature = "web");
+
 impl<'a> Observe<'a> {
     fn new(prefix: &'static str, steps: Option<&'a mut Vec<Step>>) -> Self {
         Self {
@@ -113,14 +117,14 @@ impl<'a> Observe<'a> {
 
     /// What follows happens inside the block of this name.
     fn enter(&mut self, block: std::fmt::Arguments<'_>) {
-        if self.steps.is_some() {
+        if self.is_on() {
             self.inside = Some(block.to_string());
         }
     }
 
     /// Whether anybody wants to see them.
     fn is_on(&self) -> bool {
-        self.steps.is_some()
+        OBSERVABLE && self.steps.is_some()
     }
 
     fn leave(&mut self) {
@@ -128,6 +132,9 @@ impl<'a> Observe<'a> {
     }
 
     fn push(&mut self, name: &str, shape: impl FnOnce() -> Vec<usize>, values: impl FnOnce() -> Vec<f32>) {
+        if !OBSERVABLE {
+            return;
+        }
         let Some(steps) = self.steps.as_deref_mut() else {
             return;
         };

@@ -1,14 +1,13 @@
 //! Embeddings in the safetensors format: eight bytes with the header's length, a JSON header, the
 //! tensors.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{Seek, SeekFrom, Write};
 
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use super::{Embeddings, Pairs, from_le_bytes, push_le_bytes};
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// What the header's metadata says under `format`.
 const FORMAT: &str = "ernie-vil embeddings 1";
@@ -166,16 +165,21 @@ impl<W: Write + Seek> SafetensorsWriter<W> {
 
     fn header(&self, ids: usize) -> Result<Vec<u8>> {
         let sides = [("text", self.text), ("image", self.image)];
-        let matrices = sides
-            .into_iter()
-            .filter_map(|(name, side)| Some((name, self.rows, side?)));
+        let matrices = sides.into_iter().filter_map(|(name, side)| {
+            Some(Matrix {
+                name,
+                dtype: "F32",
+                shape: [self.rows, side?],
+            })
+        });
+        let matrices: Vec<Matrix<'_>> = matrices.collect();
         let mut metadata = vec![("format", FORMAT)];
         metadata.extend(
             self.fingerprint
                 .as_deref()
                 .map(|fingerprint| ("fingerprint", fingerprint)),
         );
-        header(matrices, ids, &metadata).map_err(Error::Vectors)
+        header(&matrices, ids, &metadata).map_err(Error::Vectors)
     }
 }
 
@@ -247,26 +251,58 @@ fn read(bytes: &[u8]) -> Result<EmbeddingFile, String> {
     })
 }
 
-/// The length and the header of a file whose tensors are some float32 matrices (name, rows,
-/// dimensions) and then `ids`, filled up to a multiple of eight bytes.
-pub(crate) fn header<'a>(
-    matrices: impl Iterator<Item = (&'a str, usize, usize)>,
+/// A matrix in a file's header.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    pub(crate) name: &'a str,
+    /// `"F32"`, or `"I8"`.
+    pub(crate) dtype: &'a str,
+    /// Rows and dimensions.
+    pub(crate) shape: [usize; 2],
+}
+
+/// The length and the header of a file whose tensors are some matrices and then `ids`, filled up to a multiple of
+/// eight bytes.
+pub(crate) fn header(
+    matrices: &[Matrix<'_>],
     ids: usize,
     metadata: &[(&str, &str)],
 ) -> Result<Vec<u8>, String> {
-    let mut entries = serde_json::Map::new();
-    let metadata: HashMap<_, _> = metadata.iter().copied().collect();
-    entries.insert("__metadata__".into(), json!(metadata));
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Entry<'a> {
+        Metadata(BTreeMap<&'a str, &'a str>),
+        Tensor {
+            data_offsets: [usize; 2],
+            dtype: &'a str,
+            shape: &'a [usize],
+        },
+    }
+    let mut entries = BTreeMap::new();
+    entries.insert(
+        "__metadata__",
+        Entry::Metadata(metadata.iter().copied().collect()),
+    );
     let mut at = 0;
-    for (name, rows, dimensions) in matrices {
-        let end = at + rows * dimensions * 4;
-        let entry = json!({ "dtype": "F32", "shape": [rows, dimensions], "data_offsets": [at, end] });
-        entries.insert(name.into(), entry);
+    for matrix in matrices {
+        let [rows, dimensions] = matrix.shape;
+        let size = if matrix.dtype == "I8" { 1 } else { 4 };
+        let end = at + rows * dimensions * size;
+        let entry = Entry::Tensor {
+            data_offsets: [at, end],
+            dtype: matrix.dtype,
+            shape: &matrix.shape,
+        };
+        entries.insert(matrix.name, entry);
         at = end;
     }
-    let entry = json!({ "dtype": "U8", "shape": [ids], "data_offsets": [at, at + ids] });
-    entries.insert("ids".into(), entry);
-    let text = serde_json::Value::from(entries).to_string();
+    let entry = Entry::Tensor {
+        data_offsets: [at, at + ids],
+        dtype: "U8",
+        shape: &[ids],
+    };
+    entries.insert("ids", entry);
+    let text = serde_json::to_string(&entries).expect("plain data serialises");
     if text.len() > LONGEST_HEADER - 8 {
         return Err(format!(
             "a header of {} bytes, expected at most {LONGEST_HEADER}",
@@ -291,7 +327,7 @@ pub(crate) fn push_id(list: &mut Vec<u8>, id: &str) {
     if list.len() > 1 {
         list.push(b',');
     }
-    list.extend_from_slice(json!(id).to_string().as_bytes());
+    serde_json::to_writer(list, id).expect("a list takes everything");
 }
 
 /// A safetensors file in memory.
@@ -334,8 +370,7 @@ impl<'a> Tensors<'a> {
                     rest.len()
                 )
             })?;
-        let header: Header =
-            serde_json::from_slice(header).map_err(|error| format!("the header: {error}"))?;
+        let header: Header = json::from_bytes(header).map_err(|error| format!("the header: {error}"))?;
         let ends = header.tensors.values().map(|entry| entry.data_offsets[1]);
         let end = ends.max().unwrap_or(0);
         if end != data.len() {
@@ -352,7 +387,12 @@ impl<'a> Tensors<'a> {
     }
 
     /// A tensor of this type, whose elements take `size` bytes.
-    fn tensor(&self, name: &str, dtype: &str, size: usize) -> Result<Option<Found<'_, 'a>>, String> {
+    pub(crate) fn tensor(
+        &self,
+        name: &str,
+        dtype: &str,
+        size: usize,
+    ) -> Result<Option<Found<'_, 'a>>, String> {
         let Some(entry) = self.header.tensors.get(name) else {
             return Ok(None);
         };
@@ -403,7 +443,7 @@ impl<'a> Tensors<'a> {
     /// The list of ids.
     pub(crate) fn ids(&self) -> Result<Option<Vec<String>>, String> {
         let list = self.id_list()?;
-        let ids = list.map(serde_json::from_slice).transpose();
+        let ids = list.map(json::from_bytes).transpose();
         ids.map_err(|error| format!("tensor 'ids': {error}, expected a JSON list of strings"))
     }
 }

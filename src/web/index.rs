@@ -1,4 +1,5 @@
 use js_sys::{Array, Float32Array, Object, Reflect};
+use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
 use super::{object, thrown};
@@ -148,9 +149,17 @@ pub fn recall(text: Vec<f32>, image: Vec<f32>, dimensions: usize) -> Result<JsVa
         Report::new(&recall::ranks(&text, &image, Options::default())?)
     };
     let report = report().map_err(thrown)?;
-    let json: serde_json::Value =
-        serde_json::from_str(&report.to_json()).map_err(|error| thrown(Error::Scoring(error.to_string())))?;
-    object(&serde_json::json!({"table": report.table(), "report": json}))
+    object(&Recall {
+        table: report.table(),
+        report,
+    })
+}
+
+/// What `recall` returns.
+#[derive(Serialize)]
+struct Recall {
+    table: String,
+    report: Report,
 }
 
 /// Vectors behind one another.

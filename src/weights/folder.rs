@@ -7,14 +7,13 @@ use bytemuck::NoUninit;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::quantised::{METADATA, Packing, Part};
 use super::{
     Bits, Codes, TensorData, TensorSource, check, count, image_tensors, quoted, text_tensors, weights,
 };
-use crate::{ErnieConfig, Error, ImageConfig, Preprocessing, Result};
+use crate::{ErnieConfig, Error, ImageConfig, Preprocessing, Result, json};
 
 /// What a model folder holds beside its manifest, so that damaged files are told from sound ones.
 ///
@@ -92,11 +91,11 @@ impl Manifest {
     /// # Errors
     /// [`Error::Config`] where it is not JSON of this layout, lists more than 1024 files or one twice,
     /// has a name that leaves the folder or a sum that is not one, or where shards do not have their file's size.
-    pub fn from_json(json: &[u8]) -> Result<Self> {
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
         let invalid = |message: String| Err(Error::Config(format!("manifest: {message}")));
-        let manifest: Self = match serde_json::from_slice(json) {
+        let manifest: Self = match json::from_bytes(bytes) {
             Ok(manifest) => manifest,
-            Err(error) => return invalid(error.to_string()),
+            Err(error) => return invalid(error),
         };
         if manifest.format != Self::FORMAT {
             return invalid(format!(
@@ -361,14 +360,15 @@ fn header(tensors: &[(&String, &Vec<usize>, Form)]) -> Result<Vec<u8>> {
                 .and_then(|n| n.checked_mul(part.size))
                 .and_then(|size| offset.checked_add(size))
                 .ok_or_else(|| Error::Weights(format!("tensor {}: {shape:?} is too large", quoted(&name))))?;
-            let entry = json!({ "dtype": part.dtype, "shape": shape, "data_offsets": [offset, end] });
+            let entry =
+                serde_json::json!({ "dtype": part.dtype, "shape": shape, "data_offsets": [offset, end] });
             entries.insert(name, entry);
             offset = end;
         }
     }
     if !quantised.is_empty() {
         let list = serde_json::to_string(&quantised).expect("plain data serialises");
-        entries.insert("__metadata__".into(), json!({ (METADATA): list }));
+        entries.insert("__metadata__".into(), serde_json::json!({ (METADATA): list }));
     }
     let mut header = vec![0; 8];
     serde_json::to_writer(&mut header, &entries).expect("plain data serialises");

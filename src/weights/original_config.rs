@@ -1,7 +1,7 @@
 use serde::Deserialize;
 
 use super::{TensorSource, weights};
-use crate::{Activation, ErnieConfig, Error, ImageConfig, Result, VitConfig};
+use crate::{Activation, ErnieConfig, Error, ImageConfig, Result, VitConfig, json};
 
 /// The original fixes the text tower's LayerNorm epsilon in its code; Hugging Face's configurations state one.
 const TEXT_EPSILON: f64 = 1e-5;
@@ -147,8 +147,8 @@ pub fn image_config_from_json(json: &[u8]) -> Result<ImageConfig> {
     Ok(config)
 }
 
-fn read<'a, T: Deserialize<'a>>(json: &'a [u8], what: &str) -> Result<T> {
-    serde_json::from_slice(json).map_err(|error| Error::Config(format!("{what}: {error}")))
+fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T> {
+    json::from_bytes(bytes).map_err(|error| Error::Config(format!("{what}: {error}")))
 }
 
 /// Adds to the text tower's sizes those of the sentence-type and the task-type table, which the weights of

@@ -8,7 +8,7 @@ use safetensors::tensor::Metadata;
 
 use super::quantised::{Packings, SCALE, Stored, packings, whole};
 use super::{TensorData, TensorSource, check, count, quoted, weights};
-use crate::{Error, Result};
+use crate::{Error, Result, json};
 
 /// A longer header is none: those of the largest towers have 60 kB.
 const LONGEST_HEADER: usize = 4 << 20;
@@ -197,8 +197,7 @@ impl TensorStream {
 
     fn read_header(&mut self) -> Result<()> {
         let invalid = |problem: String| Error::Weights(format!("not a safetensors file: {problem}"));
-        let metadata: Metadata =
-            serde_json::from_slice(&self.header[8..]).map_err(|error| invalid(error.to_string()))?;
+        let metadata: Metadata = json::from_bytes(&self.header[8..]).map_err(invalid)?;
         self.packings = packings(&metadata)?;
         let mut end = 0;
         for name in metadata.offset_keys() {

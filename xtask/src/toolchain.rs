@@ -1,6 +1,5 @@
 //! A compiler for WebAssembly: found on this machine, or installed.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -23,52 +22,47 @@ const PACKAGES: &[&str] = &[
     "rust-web-src",
     "lld-19",
 ];
+/// The standard library as cargo compiles it, once for every target folder.
+const BUILD_STD: &[&str] = &[
+    "-Z",
+    "build-std=std,panic_abort",
+    "-Z",
+    "build-std-features=optimize_for_size",
+];
 /// Where Debian's packages put it.
 const DEBIAN: &str = "/usr";
 /// The linker among them.
 const LINKER: &str = "wasm-ld-19";
 
-/// The standard library that a build needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Library {
-    /// The one that comes with a compiler will do.
-    Plain,
-    /// One with atomic instructions, for threads on a shared memory. No compiler comes with it, so that
-    /// cargo compiles it, once for every target folder.
-    Atomics,
-}
-
-/// A cargo that compiles for WebAssembly.
+/// A cargo that compiles for WebAssembly, the standard library too: made for its size, which is a twentieth of a whole
+/// module, and with atomic instructions where the flags ask for them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wasm {
     /// Below which folder Debian's compiler is, if it is that.
     debian: Option<PathBuf>,
-    /// Whether cargo compiles the standard library.
-    compiles_library: bool,
 }
 
 impl Wasm {
-    /// A compiler with this library, without installing anything.
+    /// A compiler, without installing anything.
     ///
     /// # Errors
     /// What is missing.
-    pub fn find(library: Library) -> Result<Self, String> {
-        toolchain_in_use(library)
+    fn find() -> Result<Self, String> {
+        toolchain_in_use()
             .or_else(|in_use| debian(Path::new(DEBIAN)).map_err(|debian| format!("{in_use}, and {debian}")))
     }
 
-    /// A compiler with this library, which is installed where there is none: by rustup if that can do it,
-    /// else from Debian's packages.
+    /// A compiler, which is installed where there is none: by rustup if that can do it, else from Debian's packages.
     ///
     /// # Errors
     /// What is missing, why it could not be installed, and what to do.
-    pub fn find_or_install(library: Library) -> Result<Self, String> {
-        let missing = match Self::find(library) {
+    pub fn find_or_install() -> Result<Self, String> {
+        let missing = match Self::find() {
             Ok(found) => return Ok(found),
             Err(missing) => missing,
         };
         println!("\nNo compiler for {TARGET}: {missing}.");
-        let rustup = match add_by_rustup(library) {
+        let rustup = match add_by_rustup() {
             Ok(added) => return Ok(added),
             Err(reason) => reason,
         };
@@ -91,63 +85,36 @@ impl Wasm {
             }
         };
         command.args(["--target", TARGET]);
-        if self.compiles_library {
-            // The option is not stable, so that the compiler has to be told to accept it.
-            command.env("RUSTC_BOOTSTRAP", "1");
-            command.args(["-Z", "build-std=std,panic_abort"]);
-        }
+        // The options are not stable, so that the compiler has to be told to accept them.
+        command.env("RUSTC_BOOTSTRAP", "1");
+        command.args(BUILD_STD);
         command.args(arguments);
         command
     }
 
     /// Which compiler it is, in words.
     pub fn described(&self) -> String {
-        let compiler = match &self.debian {
+        match &self.debian {
             None => "the toolchain in use".to_owned(),
             Some(prefix) => format!("Debian's compiler in {}", prefix.display()),
-        };
-        let library = if self.compiles_library {
-            "cargo compiles the standard library"
-        } else {
-            "with its standard library"
-        };
-        format!("{compiler}, {library}")
+        }
     }
 }
 
 /// The toolchain that compiled this program.
-fn toolchain_in_use(library: Library) -> Result<Wasm, String> {
-    match library {
-        Library::Plain => {
-            let folder = printed(program(
-                "rustc",
-                &["--print", "target-libdir", "--target", TARGET],
-            ))?;
-            let mut files = fs::read_dir(&folder).into_iter().flatten().flatten();
-            if !files.any(|file| file.file_name().to_string_lossy().starts_with("libstd-")) {
-                return Err(format!(
-                    "the toolchain in use has no standard library in {folder}"
-                ));
-            }
-        }
-        Library::Atomics => {
-            let sysroot = printed(program("rustc", &["--print", "sysroot"]))?;
-            let source = source(Path::new(&sysroot));
-            if !source.is_dir() {
-                return Err(format!(
-                    "the toolchain in use has no source of the standard library in {}",
-                    source.display()
-                ));
-            }
-        }
+fn toolchain_in_use() -> Result<Wasm, String> {
+    let sysroot = printed(program("rustc", &["--print", "sysroot"]))?;
+    let source = source(Path::new(&sysroot));
+    if !source.is_dir() {
+        return Err(format!(
+            "the toolchain in use has no source of the standard library in {}",
+            source.display()
+        ));
     }
-    Ok(Wasm {
-        debian: None,
-        compiles_library: library == Library::Atomics,
-    })
+    Ok(Wasm { debian: None })
 }
 
-/// Debian's compiler, whose library cargo has to compile in any case.
+/// Debian's compiler.
 fn debian(prefix: &Path) -> Result<Wasm, String> {
     let binaries = prefix.join("bin");
     let parts = [
@@ -170,7 +137,6 @@ fn debian(prefix: &Path) -> Result<Wasm, String> {
     }
     Ok(Wasm {
         debian: Some(prefix.to_owned()),
-        compiles_library: true,
     })
 }
 
@@ -187,16 +153,13 @@ fn release(version: &str) -> Option<(u32, u32)> {
 }
 
 /// Adds to the toolchain in use what it lacks.
-fn add_by_rustup(library: Library) -> Result<Wasm, String> {
+fn add_by_rustup() -> Result<Wasm, String> {
     if !succeeds(program("rustup", &["--version"])) {
         return Err("There is no rustup to add what is missing".into());
     }
-    let mut command = match library {
-        Library::Plain => program("rustup", &["target", "add", TARGET]),
-        Library::Atomics => program("rustup", &["component", "add", "rust-src"]),
-    };
+    let mut command = program("rustup", &["component", "add", "rust-src"]);
     run_for(&mut command, RUSTUP)
-        .and_then(|()| toolchain_in_use(library))
+        .and_then(|()| toolchain_in_use())
         .map_err(|reason| format!("'{}' did not help: {reason}", shown(&command)))
 }
 
@@ -256,25 +219,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_compile_the_library_where_they_have_to() {
-        let shown_for = |debian: Option<&str>, compiles_library| {
+    fn commands_compile_the_library() {
+        let shown_for = |debian: Option<&str>| {
             let debian = debian.map(PathBuf::from);
-            let wasm = Wasm {
-                debian,
-                compiles_library,
-            };
-            shown(&wasm.command("check", &["--lib"]))
+            shown(&Wasm { debian }.command("check", &["--lib"]))
         };
-        let plain = "cargo check --target wasm32-unknown-unknown --lib";
-        assert_eq!(shown_for(None, false), plain);
-        let atomics = "RUSTC_BOOTSTRAP=1 cargo check --target wasm32-unknown-unknown \
-                       -Z build-std=std,panic_abort --lib";
-        assert_eq!(shown_for(None, true), atomics);
-        let debian = shown_for(Some("/usr"), true);
+        let in_use = "RUSTC_BOOTSTRAP=1 cargo check --target wasm32-unknown-unknown \
+                      -Z build-std=std,panic_abort -Z build-std-features=optimize_for_size --lib";
+        assert_eq!(shown_for(None), in_use);
+        let debian = shown_for(Some("/usr"));
         assert!(debian.contains(" RUSTC=/usr/bin/rustc "), "{debian}");
         assert!(debian.contains("_LINKER=/usr/bin/wasm-ld-19 "), "{debian}");
         assert!(
-            debian.ends_with(atomics.trim_start_matches("RUSTC_BOOTSTRAP=1 ")),
+            debian.ends_with(in_use.trim_start_matches("RUSTC_BOOTSTRAP=1 ")),
             "{debian}"
         );
     }

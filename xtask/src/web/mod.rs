@@ -10,7 +10,7 @@ use std::process::Command;
 
 use crate::Failure;
 use crate::command::{cargo, program, root, run as run_command, shown};
-use crate::toolchain::{Library, TARGET, Wasm};
+use crate::toolchain::{TARGET, Wasm};
 use files::{files_below, mirror, unless_unchanged};
 use sizes::Row;
 
@@ -60,7 +60,8 @@ struct Module {
     features: &'static str,
     /// The profile in Cargo.toml.
     profile: &'static str,
-    standard: Library,
+    /// Whether it has threads, which share a memory.
+    threads: bool,
     /// How wasm-opt optimises.
     optimisation: &'static str,
     /// Bytes after gzip.
@@ -72,15 +73,15 @@ const MODULES: [Module; 3] = [
         name: "cpu",
         features: "web,flex",
         profile: "web",
-        standard: Library::Plain,
+        threads: false,
         optimisation: "-O3",
-        limit: Some(550_000),
+        limit: Some(500_000),
     },
     Module {
         name: "webgpu",
         features: "web,wgpu",
         profile: "web",
-        standard: Library::Plain,
+        threads: false,
         optimisation: "-O3",
         limit: Some(2_500_000),
     },
@@ -88,7 +89,7 @@ const MODULES: [Module; 3] = [
         name: "cpu-threads",
         features: "web-threads,flex",
         profile: "web",
-        standard: Library::Atomics,
+        threads: true,
         optimisation: "-O3",
         limit: None,
     },
@@ -153,23 +154,10 @@ fn build(options: &Options) -> Result<Vec<Row>, String> {
     check_node()?;
     check_versions(&read("Cargo.lock")?)?;
     install_packages()?;
-    let mut compilers = Vec::new();
-    for module in MODULES.iter().filter(|module| options.wants(module)) {
-        match Wasm::find_or_install(module.standard) {
-            Ok(compiler) => {
-                println!("\n{}: {}.", module.name, compiler.described());
-                compilers.push((module, compiler));
-            }
-            // It needs more than the others, and the package does without it.
-            Err(missing) if module.standard == Library::Atomics && options.only.is_none() => {
-                println!("\nThe module {} is left out. {missing}", module.name);
-                module.leave_out()?;
-            }
-            Err(missing) => return Err(missing),
-        }
-    }
+    let compiler = Wasm::find_or_install()?;
+    println!("\nWebAssembly: {}.", compiler.described());
     let mut rows = Vec::new();
-    for (module, compiler) in compilers {
+    for module in MODULES.iter().filter(|module| options.wants(module)) {
         rows.push(module.make(&compiler, options.fast)?);
     }
     rows.push(compile_scripts()?);
@@ -194,22 +182,6 @@ impl Module {
         let bytes = files::read(&folder.join(MODULE_FILE))?;
         // What has not been optimised is larger than what is published.
         Row::new(self.name, &bytes, self.limit.filter(|_| !fast))
-    }
-
-    /// Puts a module in its place that cannot be started, since tools that bundle the package look for its files. One that
-    /// was built before stays.
-    fn leave_out(&self) -> Result<(), String> {
-        let folder = root().join(MODULES_FOLDER).join(self.name);
-        if folder.join(MODULE_FILE).exists() {
-            return Ok(());
-        }
-        let script = format!(
-            "export default () => Promise.reject(new Error('this package was built without the module {}'));\n",
-            self.name
-        );
-        files::write(&folder.join("ernie_vil.js"), script.as_bytes())?;
-        // The first bytes of any module, and an empty one.
-        files::write(&folder.join(MODULE_FILE), b"\0asm\x01\0\0\0")
     }
 
     fn compilation(&self, compiler: &Wasm, target: &Path) -> Command {
@@ -244,13 +216,11 @@ impl Module {
                 flags += &format!("--remap-path-prefix={home}=home ");
             }
         }
-        match self.standard {
-            Library::Plain => flags += "-C target-feature=+simd128",
-            Library::Atomics => {
-                flags += "-C target-feature=+simd128,+atomics,+bulk-memory,+mutable-globals";
-                for argument in SHARED_MEMORY {
-                    flags += &format!(" -C link-arg={argument}");
-                }
+        flags += "-C target-feature=+simd128";
+        if self.threads {
+            flags += ",+atomics,+bulk-memory,+mutable-globals";
+            for argument in SHARED_MEMORY {
+                flags += &format!(" -C link-arg={argument}");
             }
         }
         flags
@@ -266,7 +236,7 @@ impl Module {
         let unoptimised = folder.join("unoptimised.wasm");
         let mut optimise = program("node", &[WASM_OPT, self.optimisation]);
         optimise.args(WASM_FEATURES);
-        if self.standard == Library::Atomics {
+        if self.threads {
             optimise.arg("--enable-threads");
         }
         optimise.arg(&unoptimised).arg("-o").arg(output.join(MODULE_FILE));

@@ -1,7 +1,7 @@
 // What the native program makes and says, and what was recorded of the original.
 import { spawnSync } from "node:child_process";
-import { existsSync, statSync } from "node:fs";
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -22,9 +22,7 @@ export const builds = Object.entries({
 })
   .map(([name, options]) => ({ name, options }))
   .filter(({ name }) => {
-    const module = join(pkg, "wasm", name, "ernie_vil_bg.wasm");
-    // One that was left out has eight bytes.
-    const there = existsSync(module) && statSync(module).size > 8;
+    const there = existsSync(join(pkg, "wasm", name, "ernie_vil_bg.wasm"));
     if (!there) console.log(`skipped with ${name}, which is not built`);
     return there;
   });
@@ -67,9 +65,24 @@ export async function readTensors(path) {
     if (name === "__metadata__") continue;
     const data = new Uint8Array(bytes.subarray(start + data_offsets[0], start + data_offsets[1])).buffer;
     if (dtype === "F32") tensors[name] = { shape, data: new Float32Array(data) };
+    if (dtype === "U8") tensors[name] = { shape, data: new Uint8Array(data) };
     if (dtype === "I64") tensors[name] = { shape, data: Array.from(new BigInt64Array(data), Number) };
   }
   return tensors;
+}
+
+/** Writes tensors of f32 as a safetensors file. */
+export async function writeTensors(path, tensors) {
+  const header = {};
+  let end = 0;
+  const kept = Object.entries(tensors).filter(([, { data }]) => data instanceof Float32Array);
+  for (const [name, { shape, data }] of kept) {
+    header[name] = { dtype: "F32", shape, data_offsets: [end, (end += data.byteLength)] };
+  }
+  const json = Buffer.from(JSON.stringify(header));
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(json.length));
+  await writeFile(path, Buffer.concat([length, json, ...kept.map(([, { data }]) => Buffer.from(data.buffer))]));
 }
 
 /** What was recorded of "tiny": its captions, their ids, its pictures and all vectors. */

@@ -34,6 +34,17 @@ export async function embedRecorded(model, { captions, pictures }, read) {
   return { pixels, text: text.data, image: image.data, ids: ids.map((row) => Array.from(row)), info: model.info };
 }
 
+/** Vectors of tensors and captions from a module itself; `read` gives a file of the model's folder by its name. */
+export async function embedInputs(glue, { pixels, captions }, read) {
+  const loader = new glue.ModelLoader(await read("config.json"), await read("vocab.txt"), true, true, "f32");
+  for (const tower of ["image", "text"]) loader.feed(tower, await read(`${tower}.safetensors`));
+  const model = loader.finish();
+  const [image, text] = [await model.embedImages(Float32Array.from(pixels)), await model.embedText(captions)];
+  const info = model.info();
+  model.free();
+  return { image, text, info };
+}
+
 /** The longest task of the page's thread while `work` runs, in milliseconds; 0 where none takes 50 or more. */
 export async function longestTask(work) {
   let longest = 0;
