@@ -98,12 +98,12 @@ fn random_config(structure: Structure) -> ModelConfig {
 
 fn load(args: &cli::Bench, config: ModelConfig, image: bool, text: bool) -> Result<DualEncoder> {
     if let Some(folder) = &args.model.model {
-        return Ok(Model::open(folder, Towers { image, text }, args.device.device)?.encoder);
+        return Ok(Model::open(folder, Towers { image, text }, &args.device)?.encoder);
     }
     let weights = RandomWeights::new(&config.image, &config.text, 1);
     let source: &dyn ernie_vil::weights::TensorSource = &weights;
     let (image, text) = (image.then_some(source), text.then_some(source));
-    Ok(model::encoder(config, image, text, args.device.device)?)
+    Ok(model::encoder(config, image, text, &args.device)?)
 }
 
 /// From nothing to one caption's vector: what a program that was just started takes.
@@ -113,7 +113,7 @@ fn cold_start(folder: &Path, args: &cli::Bench) -> Result<()> {
         image: false,
         text: true,
     };
-    let model = Model::open(folder, towers, args.device.device)?;
+    let model = Model::open(folder, towers, &args.device)?;
     let ids = model.encode("雪地里的红色汽车")?;
     let loaded = start.elapsed();
     let vector = model.embed_captions(&[&ids])?;

@@ -27,7 +27,7 @@ pub fn config() -> Result<ModelConfig> {
 
 /// Loads the model.
 #[cfg(feature = "scenes")]
-pub fn model(device: cli::Device) -> Result<Model> {
+pub fn model(device: &cli::DeviceArgs) -> Result<Model> {
     use anyhow::Context;
     use ernie_vil::weights::{SafetensorsFile, TensorSource};
     let (image, text) = (
@@ -62,7 +62,7 @@ pub fn config() -> Result<ModelConfig> {
 }
 
 #[cfg(not(feature = "scenes"))]
-pub fn model(_device: cli::Device) -> Result<Model> {
+pub fn model(_device: &cli::DeviceArgs) -> Result<Model> {
     missing("--model")
 }
 

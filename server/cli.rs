@@ -130,6 +130,21 @@ pub struct DeviceArgs {
     /// feature cuda); auto, a card that wgpu finds or else the CPU; flex, the CPU by Burn alone, to compare with
     #[arg(long, env = "ERNIE_VIL_DEVICE", default_value = "cpu", value_name = "DEVICE")]
     pub device: Device,
+    /// Precision of the weights on the device and of what is multiplied with them; normalisations and sums stay in single precision
+    #[arg(long, env = "ERNIE_VIL_DEVICE_DTYPE", default_value = "auto", value_enum)]
+    pub dtype: DeviceDtype,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeviceDtype {
+    /// Single precision; on a card that wgpu finds, as the model's files have it
+    Auto,
+    /// Single precision
+    F32,
+    /// Half precision: cuda, wgpu, flex
+    F16,
+    /// bfloat16: cuda, flex
+    Bf16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -31,7 +31,7 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
                     eprintln!("note: {warning}");
                 }
             }
-            let model = configured(&config, args.device.device)?;
+            let model = configured(&config, &args.device)?;
             (
                 model,
                 config.test_file,
@@ -66,7 +66,7 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
 }
 
 /// The model that a run configuration of the original describes.
-fn configured(config: &RunConfig, device: cli::Device) -> Result<Model> {
+fn configured(config: &RunConfig, device: &cli::DeviceArgs) -> Result<Model> {
     let specials = [config.pad_token, config.cls_token, config.sep_token];
     let vocab = model::read(&config.vocab_file, model::LARGEST_VOCAB)?;
     let weights = model::map(&config.init_from_params)?;

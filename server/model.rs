@@ -8,19 +8,19 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
-use ernie_vil::ModelConfig;
 #[cfg(feature = "wgpu")]
-use ernie_vil::gpu::Gpu;
+use ernie_vil::gpu::{Gpu, Precision};
 use ernie_vil::text::Tokenizer;
 #[cfg(feature = "wgpu")]
 use ernie_vil::towers::check_gpu;
 use ernie_vil::towers::{DualEncoder, Engine};
 use ernie_vil::vectors::Embeddings;
 use ernie_vil::weights::{Checkpoint, Manifest, ManifestFile, SafetensorsFile, TensorSource};
+use ernie_vil::{Error, ModelConfig};
 use memmap2::Mmap;
 
 use crate::builtin;
-use crate::cli;
+use crate::cli::{self, DeviceDtype};
 
 /// The files of a model folder.
 pub const CONFIG: &str = "config.json";
@@ -59,9 +59,9 @@ impl Model {
     /// it says so.
     pub fn load(model: &cli::ModelArg, device: &cli::DeviceArgs, global: &cli::Global) -> Result<Self> {
         match &model.model {
-            Some(folder) => Self::open(folder, Towers::BOTH, device.device),
+            Some(folder) => Self::open(folder, Towers::BOTH, device),
             None => {
-                let model = builtin::model(device.device)?;
+                let model = builtin::model(device)?;
                 if !global.quiet {
                     eprintln!("{}", builtin::NOTICE);
                 }
@@ -71,7 +71,7 @@ impl Model {
     }
 
     /// Loads a model folder.
-    pub fn open(folder: &Path, towers: Towers, device: cli::Device) -> Result<Self> {
+    pub fn open(folder: &Path, towers: Towers, device: &cli::DeviceArgs) -> Result<Self> {
         let config = read_config(folder)?;
         let manifest = read_manifest(folder)?;
         check_sizes(folder, &manifest)?;
@@ -117,7 +117,7 @@ impl Model {
         config: ModelConfig,
         vocab: &[u8],
         [image, text]: [&dyn TensorSource; 2],
-        device: cli::Device,
+        device: &cli::DeviceArgs,
     ) -> Result<Self> {
         Ok(Self {
             tokenizer: Tokenizer::parse(vocab, config.text.vocab_size).context("the vocabulary")?,
@@ -158,27 +158,49 @@ pub fn encoder(
     config: ModelConfig,
     image: Option<&dyn TensorSource>,
     text: Option<&dyn TensorSource>,
-    device: cli::Device,
+    args: &cli::DeviceArgs,
 ) -> ernie_vil::Result<DualEncoder> {
-    let engine = match device {
-        cli::Device::Cpu => Engine::Auto,
-        cli::Device::Flex => Engine::Burn,
-        #[cfg(feature = "wgpu")]
-        cli::Device::Wgpu => return DualEncoder::load_on_gpu(config, image, text, &gpu(true)?),
-        #[cfg(feature = "wgpu")]
-        cli::Device::Auto => match gpu(false) {
-            Ok(gpu) => return DualEncoder::load_on_gpu(config, image, text, &gpu),
-            Err(_) => Engine::Auto,
-        },
+    let (device, dtype) = (args.device, args.dtype);
+    let burn = match dtype {
+        DeviceDtype::Auto | DeviceDtype::F32 => Engine::Burn,
+        DeviceDtype::F16 => Engine::BurnF16,
+        DeviceDtype::Bf16 => Engine::BurnBf16,
+    };
+    match device {
+        cli::Device::Flex => DualEncoder::load(config, image, text, &Device::flex(), burn),
         #[cfg(feature = "cuda")]
-        cli::Device::Cuda(number) => {
-            return DualEncoder::load(config, image, text, &Device::cuda(number), Engine::Burn);
+        cli::Device::Cuda(number) => DualEncoder::load(config, image, text, &Device::cuda(number), burn),
+        #[cfg(feature = "wgpu")]
+        cli::Device::Wgpu => DualEncoder::load_on_gpu(config, image, text, &precise(gpu(true)?, dtype)?),
+        #[cfg(feature = "wgpu")]
+        cli::Device::Auto if let Ok(gpu) = gpu(false) => {
+            DualEncoder::load_on_gpu(config, image, text, &precise(gpu, dtype)?)
         }
         // Those that this binary was built without are refused on the command line.
-        #[allow(unreachable_patterns)]
-        _ => Engine::Auto,
-    };
-    DualEncoder::load(config, image, text, &Device::flex(), engine)
+        _ => match dtype {
+            DeviceDtype::Auto | DeviceDtype::F32 => {
+                DualEncoder::load(config, image, text, &Device::flex(), Engine::Auto)
+            }
+            DeviceDtype::F16 | DeviceDtype::Bf16 => Err(Error::Device(
+                "--dtype f16 or bf16 on the CPU, expected f32: its kernels compute in single precision \
+                 (--device flex does as a card would)"
+                    .into(),
+            )),
+        },
+    }
+}
+
+/// The card with weights kept in the precision that is asked for.
+#[cfg(feature = "wgpu")]
+fn precise(gpu: Gpu, dtype: DeviceDtype) -> ernie_vil::Result<Gpu> {
+    match dtype {
+        DeviceDtype::Auto => Ok(gpu),
+        DeviceDtype::F32 => Ok(gpu.with_precision(Precision::Single)),
+        DeviceDtype::F16 => Ok(gpu.with_precision(Precision::Half)),
+        DeviceDtype::Bf16 => Err(Error::Device(
+            "--dtype bf16 with wgpu, expected f32 or f16: WebGPU has no bfloat16".into(),
+        )),
+    }
 }
 
 /// The graphics card, which all towers share. With `software` a program may stand in for one, which is slow.

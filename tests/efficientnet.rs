@@ -132,6 +132,44 @@ fn all_four_structures_are_named() {
     }
 }
 
+/// In half precision by Burn, as on an NVIDIA card.
+#[test]
+fn half_precision_is_near() {
+    for model in MODELS {
+        let (bytes, io) = (
+            read(&format!("{model}.safetensors")),
+            read(&format!("{model}_io.safetensors")),
+        );
+        let (file, recorded) = (
+            SafetensorsFile::parse(&bytes).unwrap(),
+            SafetensorsFile::parse(&io).unwrap(),
+        );
+        let size = if model == "b" { 32 } else { 40 };
+        let values = |name: &str| {
+            let data = recorded.read(&format!("s{size}.{name}")).unwrap();
+            data.into_f32().into_owned()
+        };
+        let config = EfficientNetConfig {
+            image_size: size,
+            ..config(model)
+        };
+        for engine in [Engine::BurnF16, Engine::BurnBf16] {
+            let tower = ImageTower::load(&Renamed::new(&file), &config, &Device::flex(), engine).unwrap();
+            let got = tower.embed_raw(&values("input")).unwrap();
+            let expected = values("pooled");
+            let width = config.width();
+            for (got, expected) in got.chunks_exact(width).zip(expected.chunks_exact(width)) {
+                let dot =
+                    |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum() };
+                let cosine = dot(got, expected) / (dot(got, got) * dot(expected, expected)).sqrt();
+                println!("{model} {engine:?}: {cosine:.6}");
+                assert!(cosine >= 0.999, "{model} {engine:?}: {cosine}");
+                assert_ne!(got, expected);
+            }
+        }
+    }
+}
+
 #[test]
 fn hostile_configurations_are_refused() {
     let good = EfficientNetConfig::b5();

@@ -241,6 +241,48 @@ fn vectors_of_all_models() {
     }
 }
 
+/// The least cosine of two rows.
+fn least_cosine(got: &[f32], expected: &[f64], width: usize) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let cosine = |(a, b): (&[f32], &[f64])| {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let a: Vec<f64> = a.iter().map(|&a| a.into()).collect();
+        dot(&a, b) / (dot(&a, &a) * dot(b, b)).sqrt()
+    };
+    let rows = got.chunks_exact(width).zip(expected.chunks_exact(width));
+    rows.map(cosine).fold(1.0, f64::min)
+}
+
+/// Half precision by Burn, as on an NVIDIA card.
+#[test]
+fn vectors_in_half_precision() {
+    let pixels = pixels();
+    for model in MODELS {
+        let recording = Recording::read(&format!("embeddings_{model}.safetensors"));
+        let bytes = read(&format!("models/{model}.pdparams"));
+        let weights = Checkpoint::parse(&bytes).unwrap();
+        let (image, text) = configs(model);
+        let ids = rows(&recording);
+        let device = Device::flex();
+        for engine in [Engine::BurnF16, Engine::BurnBf16] {
+            let image = ImageTower::load(&weights, &image, &device, engine).unwrap();
+            let text = TextTower::load(&weights, &text, &device, engine).unwrap();
+            let vectors = [
+                ("image", image.embed(&pixels).unwrap()),
+                ("text", text.embed(&slices(&ids)).unwrap()),
+            ];
+            for (name, vectors) in vectors {
+                let expected = recording.get(&format!("{name}_normalised"));
+                let cosine = least_cosine(vectors.data(), expected, vectors.dimensions());
+                println!("{model} {name} {engine:?}: {cosine:.6}");
+                assert!(cosine >= 0.999, "{model} {name} {engine:?}: {cosine}");
+                // Else it was not half precision.
+                assert!(largest_difference(vectors.data(), expected) > 1e-5);
+            }
+        }
+    }
+}
+
 #[test]
 fn vectors_from_the_encoded_files() {
     let tsv = String::from_utf8(read("coco_cn_style.tsv")).unwrap();

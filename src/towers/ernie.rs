@@ -2,11 +2,12 @@
 
 use burn::module::Module;
 use burn::nn;
-use burn::tensor::activation::{gelu, relu, softmax};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::activation::{gelu, relu};
+use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::Observe;
 use super::load::{Layered, Loader, text_blocks};
+use super::precision::{dtype, norm, softmax, to};
 use crate::{Activation, ErnieConfig, Result};
 
 /// An ERNIE encoder: post-norm blocks over the embedded tokens and a pooler over the first.
@@ -95,14 +96,16 @@ impl Ernie {
         observe: &mut Observe<'_>,
     ) -> Tensor<2> {
         observe.tensor("embedding_sum", &embedded);
-        let mut x = self.ln.forward(embedded);
+        let dtype = dtype(&self.pooler.weight.val());
+        let key_bias = to(key_bias, dtype);
+        let mut x = norm(&self.ln, embedded, dtype);
         observe.tensor("embedding_ln", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             observe.enter(format_args!("block.{i}"));
             x = block.forward(x, key_bias.clone(), i + 1 == self.blocks.len(), observe);
             observe.leave();
         }
-        let pooled = self.pooler.forward(x.squeeze_dim::<2>(1)).tanh();
+        let pooled = to(self.pooler.forward(x.squeeze_dim::<2>(1)), FloatDType::F32).tanh();
         observe.tensor("pooled", &pooled);
         pooled
     }
@@ -132,19 +135,20 @@ impl ErnieBlock {
         let k = k.reshape([batch, tokens, self.heads, dq]).swap_dims(1, 2);
         let v = v.reshape([batch, tokens, self.heads, dv]).swap_dims(1, 2);
         let scores = q.matmul(k.transpose()) + key_bias;
-        let attended = softmax(scores, 3)
+        let attended = softmax(scores)
             .matmul(v)
             .swap_dims(1, 2)
             .reshape([batch, rows, self.heads * dv]);
         let attended = self.o.forward(attended);
         observe.tensor("attn", &attended);
-        let x = self.ln1.forward(x + attended);
+        let dtype = dtype(&x);
+        let x = norm(&self.ln1, x + attended, dtype);
         observe.tensor("ln1", &x);
         let hidden = self.ffn_i.forward(x.clone());
         let hidden = if self.has_relu { relu(hidden) } else { gelu(hidden) };
         let ffn = self.ffn_o.forward(hidden);
         observe.tensor("ffn", &ffn);
-        let x = self.ln2.forward(x + ffn);
+        let x = norm(&self.ln2, x + ffn, dtype);
         observe.tensor("", &x);
         x
     }

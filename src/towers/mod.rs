@@ -15,6 +15,7 @@ mod ernie;
 mod gpu;
 mod host;
 mod load;
+mod precision;
 mod stream;
 #[cfg(feature = "train")]
 mod training;
@@ -22,7 +23,7 @@ mod vit;
 
 use std::pin::Pin;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 pub use efficientnet::EfficientNet;
 pub use ernie::Ernie;
@@ -48,6 +49,7 @@ use load::Words;
 pub(crate) use load::{Layered, Loader};
 #[cfg(feature = "train")]
 pub(crate) use load::{parameter, parameter_id};
+use precision::{narrowed, to};
 #[cfg(feature = "train")]
 pub(crate) use vit::PATCH_EMBED;
 
@@ -59,6 +61,10 @@ pub enum Engine {
     Auto,
     /// Burn on every device.
     Burn,
+    /// Burn on every device, with weights and products in half precision.
+    BurnF16,
+    /// As [`Engine::BurnF16`], in bfloat16.
+    BurnBf16,
 }
 
 impl Engine {
@@ -67,6 +73,15 @@ impl Engine {
         return self == Engine::Auto && *device == Device::flex() && !device.is_autodiff();
         #[cfg(not(feature = "flex"))]
         return false;
+    }
+
+    /// The precision of Burn's weights and products.
+    fn dtype(self) -> FloatDType {
+        match self {
+            Self::Auto | Self::Burn => FloatDType::F32,
+            Self::BurnF16 => FloatDType::F16,
+            Self::BurnBf16 => FloatDType::BF16,
+        }
     }
 }
 
@@ -234,10 +249,21 @@ fn square(pixels: &[f32], batch: usize) -> Map {
     Map::square((pixels.len() / (3 * batch)).isqrt())
 }
 
-/// A Burn module and the device that it is on.
+/// A Burn module, and the device and the precision that it is in.
 struct OnDevice<T> {
     module: T,
     device: Device,
+    dtype: FloatDType,
+}
+
+impl<T> OnDevice<T> {
+    fn new(module: T, device: &Device, dtype: FloatDType) -> Self {
+        Self {
+            module,
+            device: device.clone(),
+            dtype,
+        }
+    }
 }
 
 /// An image tower as a Burn module.
@@ -259,7 +285,12 @@ impl ImageModule for EfficientNet {
 
 impl<M: ImageModule> OnDevice<M> {
     fn embeddings(&self, pixels: Tensor<4>) -> Tensor<2> {
-        self.module.observed(pixels, &mut Observe::new("visual", None))
+        self.observed(pixels, &mut Observe::new("visual", None))
+    }
+
+    fn observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
+        let embeddings = self.module.observed(to(pixels, self.dtype), observe);
+        to(embeddings, FloatDType::F32)
     }
 
     fn upload(&self, pixels: &[f32], size: Map) -> Tensor<4> {
@@ -285,8 +316,7 @@ impl<M: ImageModule> ImageBody for OnDevice<M> {
     fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>> {
         let mut steps = Vec::new();
         let pixels = self.upload(pixels, size);
-        self.module
-            .observed(pixels, &mut Observe::new("visual", Some(&mut steps)));
+        self.observed(pixels, &mut Observe::new("visual", Some(&mut steps)));
         Ok(steps)
     }
 
@@ -321,14 +351,15 @@ impl ImageTower {
         let body: Box<dyn ImageBody> = match (&config, engine.is_host(device)) {
             (ImageConfig::Vit(vit), true) => Box::new(HostVit::load(&loader, vit, device)?),
             (ImageConfig::EfficientNet(net), true) => Box::new(HostEfficientNet::load(&loader, net, device)?),
-            (ImageConfig::Vit(vit), false) => Box::new(OnDevice {
-                module: Vit::load(&loader, vit, device)?,
-                device: device.clone(),
-            }),
-            (ImageConfig::EfficientNet(net), false) => Box::new(OnDevice {
-                module: EfficientNet::load(&loader, net, device)?,
-                device: device.clone(),
-            }),
+            (ImageConfig::Vit(vit), false) => {
+                let module = narrowed(Vit::load(&loader, vit, device)?, engine.dtype());
+                Box::new(OnDevice::new(module, device, engine.dtype()))
+            }
+            (ImageConfig::EfficientNet(net), false) => {
+                // Its weights are multiplied with what the normalisations keep, in single precision.
+                let module = EfficientNet::load(&loader, net, device)?;
+                Box::new(OnDevice::new(module, device, engine.dtype()))
+            }
         };
         Ok(Self {
             config,
@@ -630,10 +661,10 @@ impl TextTower {
         let words = Words::load(&loader, config)?;
         let body: Box<dyn TextBody> = match engine.is_host(device) {
             true => Box::new(HostErnie::load(&loader, config, device)?),
-            false => Box::new(OnDevice {
-                module: Ernie::load(&loader, config, device)?,
-                device: device.clone(),
-            }),
+            false => {
+                let module = narrowed(Ernie::load(&loader, config, device)?, engine.dtype());
+                Box::new(OnDevice::new(module, device, engine.dtype()))
+            }
         };
         Ok(Self {
             config: config.clone(),

@@ -1,6 +1,6 @@
 //! Towers that are built while their files arrive, so that the weights are never in memory twice.
 
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 
 #[cfg(feature = "wgpu")]
 use super::efficientnet::GpuEfficientNet;
@@ -319,12 +319,21 @@ macro_rules! parts {
 parts!(HostVit, ImageBody, |tower, _device| tower);
 parts!(HostEfficientNet, ImageBody, |tower, _device| tower);
 parts!(HostErnie, TextBody, |tower, _device| tower);
-parts!(Vit, ImageBody, |module, device| OnDevice { module, device });
-parts!(EfficientNet, ImageBody, |module, device| OnDevice {
+parts!(Vit, ImageBody, |module, device| OnDevice::new(
     module,
-    device
-});
-parts!(Ernie, TextBody, |module, device| OnDevice { module, device });
+    &device,
+    FloatDType::F32
+));
+parts!(EfficientNet, ImageBody, |module, device| OnDevice::new(
+    module,
+    &device,
+    FloatDType::F32
+));
+parts!(Ernie, TextBody, |module, device| OnDevice::new(
+    module,
+    &device,
+    FloatDType::F32
+));
 #[cfg(feature = "wgpu")]
 parts!(GpuVit, ImageBody, |tower, _gpu| tower);
 #[cfg(feature = "wgpu")]

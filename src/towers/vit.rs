@@ -2,11 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::nn;
-use burn::tensor::activation::{sigmoid, softmax};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::activation::sigmoid;
+use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::Observe;
 use super::load::{Layered, Loader, image_blocks, parameter};
+use super::precision::{dtype, norm, softmax};
 use crate::{Result, VitConfig};
 
 /// Stored [width, 3, patch, patch], used [3 * patch * patch, width].
@@ -105,6 +106,7 @@ impl Vit {
     }
 
     pub(super) fn forward_observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
+        let dtype = dtype(&pixels);
         let patches = self.patches(pixels);
         let [batch, ..] = patches.dims();
         let x = patches.matmul(self.patch_embed.val().unsqueeze());
@@ -112,14 +114,14 @@ impl Vit {
         let class = self.class_embedding.val().repeat_dim(0, batch);
         let x = Tensor::cat(vec![class, x], 1) + self.positional_embedding.val();
         observe.tensor("tokens_plus_pos", &x);
-        let mut x = self.norm_pre.forward(x);
+        let mut x = norm(&self.norm_pre, x, dtype);
         observe.tensor("norm_pre", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             observe.enter(format_args!("block.{i}"));
             x = block.forward(x, i + 1 == self.blocks.len(), observe);
             observe.leave();
         }
-        let x = self.norm_post.forward(x).squeeze_dim(1);
+        let x = norm(&self.norm_post, x, FloatDType::F32).squeeze_dim(1);
         observe.tensor("norm_post", &x);
         x
     }
@@ -131,7 +133,8 @@ impl VitBlock {
     fn forward(&self, x: Tensor<3>, only_first: bool, observe: &mut Observe<'_>) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
         let head_width = width / self.heads;
-        let normed = self.norm1.forward(x.clone());
+        let dtype = dtype(&x);
+        let normed = norm(&self.norm1, x.clone(), dtype);
         observe.tensor("norm1", &normed);
         let qkv = self.qkv.forward(normed);
         // [batch, heads, tokens, head_width]
@@ -150,14 +153,14 @@ impl VitBlock {
             x = x.narrow(1, 0, 1);
         }
         let scores = (q * (head_width as f64).powf(-0.5)).matmul(k.transpose());
-        let attended = softmax(scores, 3)
+        let attended = softmax(scores)
             .matmul(v)
             .swap_dims(1, 2)
             .reshape([batch, rows, width]);
         let attended = self.proj.forward(attended);
         observe.tensor("attn", &attended);
         let x = x + attended;
-        let hidden = self.fc1.forward(self.norm2.forward(x.clone()));
+        let hidden = self.fc1.forward(norm(&self.norm2, x.clone(), dtype));
         let hidden = hidden.clone() * sigmoid(hidden * 1.702);
         let mlp = self.fc2.forward(hidden);
         observe.tensor("mlp", &mlp);

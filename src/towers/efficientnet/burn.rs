@@ -5,12 +5,13 @@ use burn::nn;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{block, prefixes};
 use crate::kernels::convolution::Map;
 use crate::towers::Observe;
 use crate::towers::load::{Layered, Loader};
+use crate::towers::precision::{dtype, to};
 use crate::{EfficientNetConfig, Result};
 
 /// An EfficientNet. In training, too, batch normalisation uses the statistics that came with the weights.
@@ -102,7 +103,8 @@ impl Convolution {
         let factor = self.scale.val() / (self.variance.val() + self.epsilon).sqrt();
         let bias = self.shift.val() - self.mean.val() * factor.clone();
         let weight = self.weight.val() * factor.reshape([outputs, 1, 1, 1]);
-        conv2d(x, weight, Some(bias), options)
+        let dtype = dtype(&x);
+        conv2d(x, to(weight, dtype), Some(to(bias, dtype)), options)
     }
 }
 
@@ -222,10 +224,11 @@ impl EfficientNet {
     }
 }
 
-/// The mean over all places: [batch, channels, height, width] to [batch, channels].
+/// The mean over all places, in single precision: [batch, channels, height, width] to [batch, channels].
 fn mean(x: Tensor<4>) -> Tensor<2> {
     let [batch, channels, height, width] = x.dims();
-    x.reshape([batch, channels, height * width])
+    to(x, FloatDType::F32)
+        .reshape([batch, channels, height * width])
         .mean_dim(2)
         .reshape([batch, channels])
 }
@@ -243,7 +246,7 @@ impl Block {
         let squeezed = swish(self.reduce.forward(mean(x.clone())));
         let gate = sigmoid(self.expand.forward(squeezed));
         let [batch, channels] = gate.dims();
-        let x = x * gate.reshape([batch, channels, 1, 1]);
+        let x = x.clone() * to(gate, dtype(&x)).reshape([batch, channels, 1, 1]);
         observe.tensor("se", &x);
         let x = self.projection.forward(x);
         observe.tensor("project", &x);
