@@ -29,6 +29,7 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
     }
     let wants = |stage| args.only.is_empty() || args.only.contains(&stage);
     let bench = Bench {
+        batches: args.batch.iter().map(|&batch| batch as usize).collect(),
         repeat: args.repeat as usize,
         json: args.json,
     };
@@ -38,6 +39,7 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
             "instruction_set": format!("{:?}", InstructionSet::detect()),
         },
         "device": args.device.device.to_string(),
+        "dtype": args.device.dtype.to_string(),
     });
     let config = match &args.model.model {
         Some(folder) => model::read_config(folder)?,
@@ -132,6 +134,8 @@ fn cold_start(folder: &Path, args: &cli::Bench) -> Result<()> {
 }
 
 struct Bench {
+    /// Empty for the usual ones.
+    batches: Vec<usize>,
     repeat: usize,
     json: bool,
 }
@@ -213,7 +217,11 @@ impl Bench {
             return Ok(());
         };
         let mut rows = Vec::new();
-        for batch in [1, 8, 32] {
+        let batches = match &self.batches[..] {
+            [] => &[1, 8, 32],
+            batches => batches,
+        };
+        for &batch in batches {
             let pixels: Vec<f32> = (0..batch * tower.image_values())
                 .map(|i| (i % 251) as f32 / 125.0 - 1.0)
                 .collect();
@@ -240,7 +248,13 @@ impl Bench {
         let (vocabulary, longest) = (tower.config().vocab_size as u32, encoder.config.max_text_tokens);
         let mut rows = Vec::new();
         // Captions of COCO-CN have 8 to 20 tokens, mostly.
-        let cases = [(1, 12, 12), (8, 8, 20), (8, longest, longest), (64, 8, 20)];
+        let cases = match &self.batches[..] {
+            [] => vec![(1, 12, 12), (8, 8, 20), (8, longest, longest), (64, 8, 20)],
+            batches => batches
+                .iter()
+                .flat_map(|&batch| [(batch, 8, 20), (batch, longest, longest)])
+                .collect(),
+        };
         for (batch, least, most) in cases {
             let length = |i: usize| least + i * (most - least) / (batch - 1).max(1);
             let caption = |i: usize| {

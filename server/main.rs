@@ -6,6 +6,8 @@ mod builtin;
 mod classify;
 mod cli;
 mod convert;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod download;
 mod embed;
 mod eval;

@@ -21,6 +21,8 @@ use memmap2::Mmap;
 
 use crate::builtin;
 use crate::cli::{self, DeviceDtype};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 
 /// The files of a model folder.
 pub const CONFIG: &str = "config.json";
@@ -169,7 +171,10 @@ pub fn encoder(
     match device {
         cli::Device::Flex => DualEncoder::load(config, image, text, &Device::flex(), burn),
         #[cfg(feature = "cuda")]
-        cli::Device::Cuda(number) => DualEncoder::load(config, image, text, &Device::cuda(number), burn),
+        cli::Device::Cuda(number) => {
+            cuda::check(number)?;
+            DualEncoder::load(config, image, text, &Device::cuda(number), burn)
+        }
         #[cfg(feature = "wgpu")]
         cli::Device::Wgpu => DualEncoder::load_on_gpu(config, image, text, &precise(gpu(true)?, dtype)?),
         #[cfg(feature = "wgpu")]

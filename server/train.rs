@@ -83,7 +83,10 @@ fn training_device(device: cli::Device) -> Result<Device> {
     match device {
         cli::Device::Cpu => Ok(Device::flex()),
         #[cfg(feature = "cuda")]
-        cli::Device::Cuda(number) => Ok(Device::cuda(number)),
+        cli::Device::Cuda(number) => {
+            crate::cuda::check(number)?;
+            Ok(Device::cuda(number))
+        }
         other => bail!("training does not run on {other}, expected cpu or cuda"),
     }
 }

@@ -206,6 +206,7 @@ fn steps(tools: &Tools) -> Vec<Step> {
                 "warnings",
             ])),
         ),
+        step("lints with CUDA", Action::Run(cuda(&this))),
         step("documentation", Action::Run(documentation)),
         step("tests", tests),
         step(
@@ -233,6 +234,18 @@ fn steps(tools: &Tools) -> Vec<Step> {
             with_node(&tools.chromium, node_tests("pkg/test/install")),
         ),
     ]
+}
+
+/// Lints what only a binary for NVIDIA cards has. Nothing is linked, so that neither a card nor CUDA nor LLVM is needed.
+fn cuda(this: &Path) -> Command {
+    let mut command = cargo(&["clippy", "--release", "--features", "cuda", "--lib", "--bins"]);
+    // It tells the build script below burn-cuda to leave LLVM out. Others look at it too, hence a folder beside target/release.
+    command.env("DOCS_RS", "1");
+    if let Some(target) = this.ancestors().nth(2) {
+        command.arg("--target-dir").arg(target.join("cuda"));
+    }
+    command.args(["--", "-D", "warnings"]);
+    command
 }
 
 /// The tests for Node.js in a folder, in order.
