@@ -37,7 +37,8 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
             "threads": rayon::current_num_threads(),
             "instruction_set": format!("{:?}", InstructionSet::detect()),
         },
-        "device": args.device.device.to_string(),
+        "device": model::chosen(args.device.device).to_string(),
+        "adapter": model::adapter(args.device.device),
     });
     let config = match &args.model.model {
         Some(folder) => model::read_config(folder)?,

@@ -160,16 +160,11 @@ pub fn encoder(
     text: Option<&dyn TensorSource>,
     device: cli::Device,
 ) -> ernie_vil::Result<DualEncoder> {
-    let engine = match device {
+    let engine = match chosen(device) {
         cli::Device::Cpu => Engine::Auto,
         cli::Device::Flex => Engine::Burn,
         #[cfg(feature = "wgpu")]
-        cli::Device::Wgpu => return DualEncoder::load_on_gpu(config, image, text, &gpu(true)?),
-        #[cfg(feature = "wgpu")]
-        cli::Device::Auto => match gpu(false) {
-            Ok(gpu) => return DualEncoder::load_on_gpu(config, image, text, &gpu),
-            Err(_) => Engine::Auto,
-        },
+        cli::Device::Wgpu => return DualEncoder::load_on_gpu(config, image, text, &gpu(device)?),
         #[cfg(feature = "cuda")]
         cli::Device::Cuda(number) => {
             return DualEncoder::load(config, image, text, &Device::cuda(number), Engine::Burn);
@@ -181,13 +176,33 @@ pub fn encoder(
     DualEncoder::load(config, image, text, &Device::flex(), engine)
 }
 
-/// The graphics card, which all towers share. With `software` a program may stand in for one, which is slow.
+/// The device that one stands for: `auto` is a graphics card where there is one, and the CPU otherwise.
+pub fn chosen(device: cli::Device) -> cli::Device {
+    match device {
+        #[cfg(feature = "wgpu")]
+        cli::Device::Auto if gpu(device).is_ok() => cli::Device::Wgpu,
+        cli::Device::Auto => cli::Device::Cpu,
+        device => device,
+    }
+}
+
+/// The name of the graphics card that a device stands for, where wgpu computes on one.
+pub fn adapter(device: cli::Device) -> Option<String> {
+    match chosen(device) {
+        #[cfg(feature = "wgpu")]
+        cli::Device::Wgpu => Some(gpu(device).ok()?.name().to_owned()),
+        _ => None,
+    }
+}
+
+/// The graphics card, which all towers share. Where it is asked for by name a program may stand in for one, which is
+/// slow.
 #[cfg(feature = "wgpu")]
-fn gpu(software: bool) -> ernie_vil::Result<Gpu> {
+fn gpu(device: cli::Device) -> ernie_vil::Result<Gpu> {
     static GPU: OnceLock<ernie_vil::Result<Gpu>> = OnceLock::new();
     let open = || {
         pollster::block_on(async {
-            let gpu = Gpu::open(software).await?;
+            let gpu = Gpu::open(device == cli::Device::Wgpu).await?;
             check_gpu(&gpu).await?;
             Ok(gpu)
         })
