@@ -1726,7 +1726,7 @@ fn connections_fit_the_limit_on_open_files() {
 
     // The process raises the limit that it may raise.
     let log = under_limit(
-        "ulimit -Hn 1000 && ulimit -Sn 100",
+        "ulimit -Sn 100 && ulimit -Hn 1000",
         "--max-connections 300",
         |server| {
             let _idle = connect(server, 250);
