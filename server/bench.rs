@@ -38,7 +38,8 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
             "threads": rayon::current_num_threads(),
             "instruction_set": format!("{:?}", InstructionSet::detect()),
         },
-        "device": args.device.device.to_string(),
+        "device": model::chosen(args.device.device).to_string(),
+        "adapter": model::adapter(args.device.device),
         "dtype": args.device.dtype.to_string(),
     });
     let config = match &args.model.model {

@@ -213,6 +213,23 @@ pub struct Target {
 
 /// A number of bytes, perhaps with a unit.
 fn size(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        size if size >= 1 << 16 => Ok(size),
+        _ => Err("expected at least 64KB".into()),
+    }
+}
+
+/// Bytes of a text at most: no fewer than any plain caption has.
+#[cfg(feature = "serve")]
+fn text_size(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        size if size >= 1 << 10 => Ok(size),
+        _ => Err("expected at least 1KB".into()),
+    }
+}
+
+/// A number of bytes, with a unit or without.
+fn bytes(text: &str) -> Result<u64, String> {
     let upper = text.trim().to_ascii_uppercase();
     let digits = upper.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit: u64 = match upper[digits.len()..].trim() {
@@ -223,10 +240,9 @@ fn size(text: &str) -> Result<u64, String> {
         unit => return Err(format!("the unit {unit:?}, expected KB, MB or GB")),
     };
     let count: u64 = digits.parse().map_err(|_| "expected a number, as in 32MB")?;
-    match count.checked_mul(unit) {
-        Some(size) if size >= 1 << 16 => Ok(size),
-        _ => Err("expected at least 64KB".into()),
-    }
+    count
+        .checked_mul(unit)
+        .ok_or_else(|| format!("expected at most {} bytes", u64::MAX))
 }
 
 #[cfg(feature = "train")]
@@ -672,6 +688,9 @@ pub struct Serve {
     /// All bodies that are held at a time, at most
     #[arg(long, env = "ERNIE_VIL_MAX_BUFFERED", default_value = "256MB", value_name = "SIZE", value_parser = size)]
     pub max_buffered: u64,
+    /// A caption, a label or a filled template at most: 64KB (2^10 bytes each), bytes; longer ones are refused with status 400
+    #[arg(long, env = "ERNIE_VIL_MAX_TEXT", default_value = "64KB", value_name = "SIZE", value_parser = text_size)]
+    pub max_text: u64,
     /// Pixels of an image at most
     #[arg(long, env = "ERNIE_VIL_MAX_PIXELS", default_value_t = 32_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 28))]
     pub max_pixels: u64,
@@ -681,7 +700,7 @@ pub struct Serve {
     /// For a request to arrive and for a client to take the answer, in seconds; a late body is answered with 408
     #[arg(long, env = "ERNIE_VIL_READ_TIMEOUT", default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub read_timeout: u32,
-    /// Connections at a time; more wait until one ends
+    /// Connections at a time; more wait until one ends. Fewer where the process may not open so many files
     #[arg(long, env = "ERNIE_VIL_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
     /// For requests to end when the server is to stop, in seconds

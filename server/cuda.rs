@@ -50,7 +50,10 @@ pub fn check(number: usize) -> Result<()> {
         None => FOLDERS.iter().map(PathBuf::from).collect(),
     };
     if !folders.iter().any(|folder| folder.join(HEADER).is_file()) {
-        let looked: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+        let looked: Vec<String> = folders
+            .iter()
+            .map(|folder| folder.display().to_string())
+            .collect();
         return Err(missing(&format!(
             "no {HEADER} in {}, which the kernels include: install CUDA's headers (NVIDIA's package cuda-cudart-dev-12-8) and \
              name CUDA's folder in CUDA_PATH",
@@ -79,8 +82,9 @@ fn cards(driver: &Library) -> Result<usize> {
     let mut count: c_int = 0;
     // SAFETY: the types are those of CUDA's driver interface, cuInit(unsigned int) and cuDeviceGetCount(int *).
     let results = unsafe {
-        let init: Symbol<'_, unsafe extern "C" fn(u32) -> c_int> =
-            driver.get(b"cuInit\0").map_err(|error| failed(error.to_string()))?;
+        let init: Symbol<'_, unsafe extern "C" fn(u32) -> c_int> = driver
+            .get(b"cuInit\0")
+            .map_err(|error| failed(error.to_string()))?;
         let get_count: Symbol<'_, unsafe extern "C" fn(*mut c_int) -> c_int> = driver
             .get(b"cuDeviceGetCount\0")
             .map_err(|error| failed(error.to_string()))?;
@@ -90,7 +94,9 @@ fn cards(driver: &Library) -> Result<usize> {
     match results {
         [NO_DEVICE, _] | [0, NO_DEVICE] => Ok(0),
         [0, 0] => Ok(usize::try_from(count).unwrap_or(0)),
-        [init, get_count] => Err(failed(format!("cuInit gave {init}, cuDeviceGetCount {get_count}"))),
+        [init, get_count] => Err(failed(format!(
+            "cuInit gave {init}, cuDeviceGetCount {get_count}"
+        ))),
     }
 }
 
@@ -105,7 +111,10 @@ mod tests {
         assert!(message.starts_with("device: "), "{message}");
         match open(DRIVER) {
             None => assert!(message.contains("no NVIDIA driver"), "{message}"),
-            Some(_) => assert!(message.contains("cuda:9999, expected") || message.contains("does not start"), "{message}"),
+            Some(_) => assert!(
+                message.contains("cuda:9999, expected") || message.contains("does not start"),
+                "{message}"
+            ),
         }
         assert!(open(&["libno-such-library.so"]).is_none());
     }

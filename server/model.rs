@@ -168,7 +168,7 @@ pub fn encoder(
         DeviceDtype::F16 => Engine::BurnF16,
         DeviceDtype::Bf16 => Engine::BurnBf16,
     };
-    match device {
+    match chosen(device) {
         cli::Device::Flex => DualEncoder::load(config, image, text, &Device::flex(), burn),
         #[cfg(feature = "cuda")]
         cli::Device::Cuda(number) => {
@@ -176,11 +176,7 @@ pub fn encoder(
             DualEncoder::load(config, image, text, &Device::cuda(number), burn)
         }
         #[cfg(feature = "wgpu")]
-        cli::Device::Wgpu => DualEncoder::load_on_gpu(config, image, text, &precise(gpu(true)?, dtype)?),
-        #[cfg(feature = "wgpu")]
-        cli::Device::Auto if let Ok(gpu) = gpu(false) => {
-            DualEncoder::load_on_gpu(config, image, text, &precise(gpu, dtype)?)
-        }
+        cli::Device::Wgpu => DualEncoder::load_on_gpu(config, image, text, &precise(gpu(device)?, dtype)?),
         // Those that this binary was built without are refused on the command line.
         _ => match dtype {
             DeviceDtype::Auto | DeviceDtype::F32 => {
@@ -208,13 +204,33 @@ fn precise(gpu: Gpu, dtype: DeviceDtype) -> ernie_vil::Result<Gpu> {
     }
 }
 
-/// The graphics card, which all towers share. With `software` a program may stand in for one, which is slow.
+/// The device that one stands for: `auto` is a graphics card where there is one, and the CPU otherwise.
+pub fn chosen(device: cli::Device) -> cli::Device {
+    match device {
+        #[cfg(feature = "wgpu")]
+        cli::Device::Auto if gpu(device).is_ok() => cli::Device::Wgpu,
+        cli::Device::Auto => cli::Device::Cpu,
+        device => device,
+    }
+}
+
+/// The name of the graphics card that a device stands for, where wgpu computes on one.
+pub fn adapter(device: cli::Device) -> Option<String> {
+    match chosen(device) {
+        #[cfg(feature = "wgpu")]
+        cli::Device::Wgpu => Some(gpu(device).ok()?.name().to_owned()),
+        _ => None,
+    }
+}
+
+/// The graphics card, which all towers share. Where it is asked for by name a program may stand in for one, which is
+/// slow.
 #[cfg(feature = "wgpu")]
-fn gpu(software: bool) -> ernie_vil::Result<Gpu> {
+fn gpu(device: cli::Device) -> ernie_vil::Result<Gpu> {
     static GPU: OnceLock<ernie_vil::Result<Gpu>> = OnceLock::new();
     let open = || {
         pollster::block_on(async {
-            let gpu = Gpu::open(software).await?;
+            let gpu = Gpu::open(device == cli::Device::Wgpu).await?;
             check_gpu(&gpu).await?;
             Ok(gpu)
         })

@@ -463,6 +463,10 @@ fn every_endpoint_answers_as_the_document_says() {
         info.header("x-model-fingerprint"),
         info.ok()["fingerprint"].as_str().unwrap()
     );
+    assert_eq!(
+        (&info.value()["device"], &info.value()["adapter"]),
+        (&json!("cpu"), &Value::Null)
+    );
     // Nobody takes the built-in model for ERNIE-ViL's.
     assert!(info.header("x-model-note").contains("not ERNIE-ViL's weights"));
     assert!(
@@ -470,6 +474,76 @@ fn every_endpoint_answers_as_the_document_says() {
             .as_str()
             .unwrap()
             .contains("not ERNIE-ViL's weights")
+    );
+}
+
+#[test]
+fn the_device_is_the_one_that_was_chosen() {
+    let info = Server::start(&["--device", "auto"]).get("/info").ok();
+    match info["device"].as_str().unwrap() {
+        "cpu" => assert_eq!(info["adapter"], Value::Null),
+        "wgpu" => assert!(!info["adapter"].as_str().unwrap().is_empty()),
+        other => panic!("{other}, expected cpu or wgpu"),
+    }
+}
+
+#[test]
+fn texts_have_a_limit() {
+    let server = Server::start(&["--max-text", "2KB"]);
+    assert_eq!(server.get("/info").ok()["limits"]["text_bytes"], 2048);
+    let (fits, long) = ("a".repeat(2048), "a".repeat(2049));
+    server.post("/v1/embeddings", &json!({"input": ["a", fits]})).ok();
+    server
+        .post(
+            "/v1/classify",
+            &json!({"input": "a", "labels": ["b", "c"], "template": format!("{}{{}}", &fits[1..])}),
+        )
+        .ok();
+    for (path, body, param) in [
+        ("/v1/embeddings", json!({"input": ["a", long]}), "input[1]"),
+        (
+            "/v1/embeddings",
+            json!({"input": {"text": long}}),
+            "input[0].text",
+        ),
+        ("/v1/search", json!({"input": long}), "input[0]"),
+        (
+            "/v1/index",
+            json!({"items": [{"id": "a", "text": "a"}, {"id": "b", "text": long}]}),
+            "items[1].text",
+        ),
+        (
+            "/v1/classify",
+            json!({"input": "a", "labels": ["b", long]}),
+            "labels[1]",
+        ),
+        (
+            "/v1/classify",
+            json!({"input": "a", "labels": ["b", "cd"], "template": format!("{}{{}}", &fits[1..])}),
+            "labels[1]",
+        ),
+    ] {
+        let reply = server.post(path, &body);
+        let (code, message) = reply.error(400);
+        assert_eq!(
+            (code.as_str(), &reply.value()["error"]["param"]),
+            ("text_too_long", &json!(param))
+        );
+        assert!(
+            message.starts_with(&format!("{param}: 2049 bytes"))
+                && message.ends_with("expected at most 2048 (--max-text)"),
+            "{message}"
+        );
+    }
+    // By default, what no caption has.
+    drop(server);
+    let server = Server::start(&[]);
+    let text = "一只猫".repeat(10_000);
+    let (code, message) = server.post("/v1/embeddings", &json!({"input": text})).error(400);
+    assert_eq!(code, "text_too_long");
+    assert_eq!(
+        message,
+        "input[0]: 90000 bytes, expected at most 65536 (--max-text)"
     );
 }
 
@@ -1048,6 +1122,8 @@ fn bodies_share_a_bounded_memory() {
         "256KB",
         "--max-body",
         "200KB",
+        "--max-text",
+        "200KB",
         "--read-timeout",
         "30",
     ]);
@@ -1083,6 +1159,101 @@ fn bodies_share_a_bounded_memory() {
     }
 }
 
+/// A black PNG of one byte a pixel, which is much smaller than its pixels.
+fn black(side: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, side, side);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&vec![0; (side * side) as usize]).unwrap();
+    writer.finish().unwrap();
+    bytes
+}
+
+#[test]
+fn a_body_counts_as_long_as_something_is_made_of_it() {
+    let server = Server::start(&["--threads", "1", "--max-pixels", "200000000"]);
+    let image = BASE64_STANDARD.encode(black(10_000));
+    let body = json!({"input": {"image": image}}).to_string();
+    let head = format!(
+        "POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let decoded = "ernie_vil_decode_seconds_count";
+    assert!(server.metric(decoded) == 0.0);
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body.as_bytes()).unwrap();
+    let start = Instant::now();
+    while server.metric("ernie_vil_buffered_bytes") < body.len() as f64 {
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+    // Time enough to be parsed, and not to be decoded.
+    thread::sleep(Duration::from_millis(50));
+    stream.shutdown(Shutdown::Both).unwrap();
+    let mut seen = 0;
+    loop {
+        // In this order: it may end in between.
+        let buffered = server.metric("ernie_vil_buffered_bytes");
+        if server.metric(decoded) > 0.0 {
+            break;
+        }
+        assert!(
+            buffered >= body.len() as f64,
+            "{buffered} bytes while it is decoded"
+        );
+        seen += 1;
+        assert!(start.elapsed() < Duration::from_secs(60), "it is not decoded");
+    }
+    assert!(seen > 5, "{seen}");
+    let start = Instant::now();
+    while server.metric("ernie_vil_buffered_bytes") > 0.0 {
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+}
+
+/// The processor time of a process's threads whose name begins so, in the system's ticks.
+#[cfg(target_os = "linux")]
+fn ticks(pid: u32, name: &str) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let time = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        let (before, after) = stat.rsplit_once(") ")?;
+        let is_it = before.split_once('(')?.1.starts_with(name);
+        // In the program, and not in the system for it.
+        is_it.then_some(after.split(' ').nth(11)?.parse::<u64>().ok()?)
+    };
+    threads.filter_map(|thread| time(thread.ok()?)).sum()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn long_answers_are_put_together_beside_the_threads_that_serve() {
+    let server = Server::start(&["--threads", "2", "--timeout", "120"]);
+    let items: Vec<Value> = (0..1000)
+        .map(|i| json!({"id": i.to_string(), "embedding": vector(i)}))
+        .collect();
+    for items in items.chunks(250) {
+        server.post("/v1/index", &json!({ "items": items })).ok();
+    }
+    let queries: Vec<Value> = (0..250).map(|i| json!({"embedding": vector(i)})).collect();
+    let body = json!({"input": queries, "k": 1000});
+    for path in ["/v1/search", "/v1/classify"] {
+        let before = ["tokio-rt-worker", "decode"].map(|name| ticks(server.child.id(), name));
+        for _ in 0..6 {
+            let reply = server.post(path, &body);
+            assert!(reply.status == 200 && reply.body.len() > 10_000_000);
+        }
+        let after = ["tokio-rt-worker", "decode"].map(|name| ticks(server.child.id(), name));
+        let [serving, pool] = [0, 1].map(|i| after[i] - before[i]);
+        assert!(
+            pool > 2 * serving,
+            "{path}: {serving} ticks of {pool} on the threads that serve"
+        );
+    }
+}
+
 #[test]
 fn it_is_alive_before_it_is_ready() {
     let folder = TempDir::new().unwrap();
@@ -1109,6 +1280,90 @@ fn it_is_alive_before_it_is_ready() {
     assert_eq!(server.metric("ernie_vil_ready"), 0.0);
     fs::write(&config, "no configuration").unwrap();
     assert_eq!(server.child.wait().unwrap().code(), Some(1));
+}
+
+/// Waits until the process ends, a while at most.
+fn wait_at_most(child: &mut Child, time: Duration) -> std::process::ExitStatus {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(start.elapsed() < time, "it still runs after {time:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn sigterm_does_not_wait_for_the_model() {
+    let folder = TempDir::new().unwrap();
+    // Nobody ever writes the configuration, so loading does not end.
+    let config = folder.path().join("config.json");
+    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
+    let mut server = Server::spawn(command(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--quiet",
+        "--model",
+        text(folder.path()),
+    ]));
+    assert_eq!(server.get("/ready").error(503).0, "not_ready");
+    server.signal("TERM");
+    let status = wait_at_most(&mut server.child, Duration::from_secs(20));
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn an_index_that_is_being_opened_outlives_sigterm() {
+    const EMBEDDINGS: usize = 4000;
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("index");
+    let fingerprint;
+    {
+        let mut server = Server::start(&["--index", text(&file)]);
+        fingerprint = server.get("/info").ok()["fingerprint"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        for from in (0..EMBEDDINGS).step_by(250) {
+            let item = |i: usize| json!({"id": i.to_string(), "embedding": vector(i)});
+            let items: Vec<Value> = (from..from + 250).map(item).collect();
+            server.post("/v1/index", &json!({ "items": items })).ok();
+        }
+        // It stays in the log, at the end of which a record was begun.
+        server.child.kill().unwrap();
+        server.child.wait().unwrap();
+    }
+    let log = file.with_extension("log");
+    let whole = fs::read(&log).unwrap();
+    let mut begun = whole.clone();
+    begun.extend_from_slice(&[40, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3]);
+    for delay in 0..12 {
+        fs::write(&log, &begun).unwrap();
+        let mut server = Server::spawn(command(&[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--quiet",
+            "--index",
+            text(&file),
+        ]));
+        thread::sleep(Duration::from_millis(10 * delay));
+        server.signal("TERM");
+        wait_at_most(&mut server.child, Duration::from_secs(20));
+        let index = on_disk(&file, &fingerprint);
+        assert_eq!(index.len(), EMBEDDINGS, "after {delay}0 ms");
+        assert!(index.get("17").is_some_and(|found| found == vector(17)));
+        // Where it had come so far the log was folded into the file.
+        if fs::read(&log).unwrap().is_empty() {
+            fs::remove_file(&file).unwrap();
+        }
+    }
+    // It is what it was for the next one, too.
+    fs::write(&log, &begun).unwrap();
+    let server = Server::start(&["--index", text(&file)]);
+    assert_eq!(server.get("/v1/index").ok()["size"], EMBEDDINGS);
 }
 
 #[test]
@@ -1425,6 +1680,61 @@ fn more_connections_than_there_may_be_wait() {
         client.join().unwrap();
     }
     drop(idle);
+}
+
+/// A server under a limit on open files, and what it said until it was stopped.
+fn under_limit(limits: &str, args: &str, task: impl FnOnce(&Server)) -> String {
+    let binary = env!("CARGO_BIN_EXE_ernie-vil");
+    let mut shell = Command::new("bash");
+    shell
+        .args([
+            "-c",
+            &format!("{limits} && exec {binary} serve --listen 127.0.0.1:0 {args}"),
+        ])
+        .current_dir(std::env::temp_dir())
+        .stderr(Stdio::piped());
+    let mut server = Server::spawn(shell);
+    let mut log = server.child.stderr.take().unwrap();
+    let reading = thread::spawn(move || {
+        let mut text = String::new();
+        log.read_to_string(&mut text).unwrap();
+        text
+    });
+    server.wait_until_ready();
+    task(&server);
+    server.signal("TERM");
+    server.child.wait().unwrap();
+    reading.join().unwrap()
+}
+
+#[test]
+fn connections_fit_the_limit_on_open_files() {
+    let connect = |server: &Server, count: usize| -> Vec<TcpStream> {
+        let one = |_| TcpStream::connect(&server.address).unwrap();
+        (0..count).map(one).collect()
+    };
+    // More than there may be: they wait, and no attempt to take one fails.
+    let log = under_limit("ulimit -n 300", "--read-timeout 1", |server| {
+        let _idle = connect(server, 300);
+        server.post("/v1/embeddings", &json!({"input": "一只猫"})).ok();
+    });
+    assert!(
+        log.contains("--max-connections is 4096, but the process may have 300 files open (ulimit -n): at most 172 connections"),
+        "{log}"
+    );
+    assert!(!log.contains("taking a connection"), "{log}");
+
+    // The process raises the limit that it may raise.
+    let log = under_limit(
+        "ulimit -Sn 100 && ulimit -Hn 1000",
+        "--max-connections 300",
+        |server| {
+            let _idle = connect(server, 250);
+            server.post("/v1/embeddings", &json!({"input": "一只猫"})).ok();
+            assert_eq!(server.metric("ernie_vil_connections"), 251.0);
+        },
+    );
+    assert!(!log.contains("WARN"), "{log}");
 }
 
 #[test]

@@ -273,13 +273,15 @@ pub fn safetensors(bytes: &[u8]) {
 pub fn request(bytes: &[u8]) {
     let limits = request::Limits {
         items: 16,
+        text: 256,
         dimensions: 8,
     };
     let of = |items: &[Item]| {
         assert!((1..=limits.items).contains(&items.len()));
         for item in items {
             match item {
-                Item::Text(text) | Item::Image(text) => assert!(text.len() <= bytes.len()),
+                Item::Text(text) => assert!(text.len() <= bytes.len().min(limits.text)),
+                Item::Image(text) => assert!(text.len() <= bytes.len()),
                 Item::Embedding(values) => assert!(values.len() <= limits.dimensions),
             }
         }

@@ -35,12 +35,12 @@ use super::files::Folder;
 use super::metrics::{Metrics, Now};
 use super::openapi;
 use super::request::{Add, Classify, Embed, Encoding, Item, Limits, Remove, Search};
-use super::service::{self, Embedded, Service, matrix};
+use super::service::{self, Embedded, Held, Hit, Service, matrix};
 
 /// A longer body is parsed beside the threads that serve.
 const LONG_BODY: usize = 16 << 10;
-/// So is a longer response put together, in values.
-const LONG_RESPONSE: usize = 8 << 10;
+/// So is a longer response put together, as far as its length is known beforehand.
+const LONG_RESPONSE: usize = 96 << 10;
 /// Bytes of a unit of the memory for bodies.
 const UNIT: usize = 1 << 10;
 /// What is still read of a body that was refused, so that the client comes to read why.
@@ -55,6 +55,7 @@ const NOTE: HeaderName = HeaderName::from_static("x-model-note");
 pub struct Options {
     pub max_body: usize,
     pub max_items: usize,
+    pub max_text: usize,
     pub max_pixels: u64,
     pub timeout: Duration,
     pub read_timeout: Duration,
@@ -64,7 +65,6 @@ pub struct Options {
     pub models: Option<Folder>,
     /// Where the page would be looked for, for the sentence that says how to make it.
     pub web_root_hint: PathBuf,
-    pub device: String,
 }
 
 /// What all requests share.
@@ -85,9 +85,6 @@ pub struct App {
     requests: AtomicU64,
     random: RandomState,
 }
-
-/// The memory of a body, given back when the request is done.
-type Buffer = Vec<OwnedSemaphorePermit>;
 
 type Reply = Result<Response, ApiError>;
 
@@ -138,6 +135,7 @@ impl App {
         let config = service.engine.config();
         Limits {
             items: self.options.max_items,
+            text: self.options.max_text,
             dimensions: config.image.width().max(config.text.width),
         }
     }
@@ -270,7 +268,7 @@ fn has_key(keys: &[[u8; 32]], headers: &HeaderMap) -> bool {
 }
 
 /// Reads a JSON body within all limits.
-async fn read_body(app: &App, request: Request) -> Result<(Bytes, Buffer), ApiError> {
+async fn read_body(app: &App, request: Request) -> Result<(Bytes, Held), ApiError> {
     let is_json = request
         .headers()
         .get(CONTENT_TYPE)
@@ -295,17 +293,17 @@ async fn read_body(app: &App, request: Request) -> Result<(Bytes, Buffer), ApiEr
         if length > most {
             return Err(too_large());
         }
-        let mut buffer = Buffer::new();
-        let mut held = 0;
+        let mut permits: Vec<OwnedSemaphorePermit> = Vec::new();
+        let mut counted = 0;
         let mut hold = |bytes: usize| {
-            if bytes > held {
-                let units = (bytes - held).div_ceil(UNIT);
+            if bytes > counted {
+                let units = (bytes - counted).div_ceil(UNIT);
                 let permit = app.buffers.clone().try_acquire_many_owned(units as u32);
-                buffer.push(permit.map_err(|_| ApiError::Busy {
+                permits.push(permit.map_err(|_| ApiError::Busy {
                     what: "bodies of requests",
                     seconds: 1,
                 })?);
-                held += units * UNIT;
+                counted += units * UNIT;
             }
             Ok::<(), ApiError>(())
         };
@@ -320,11 +318,11 @@ async fn read_body(app: &App, request: Request) -> Result<(Bytes, Buffer), ApiEr
             }
             hold(total)?;
             if bytes.is_empty() && total == length {
-                return Ok((data, buffer));
+                return Ok((data, Held::new(permits)));
             }
             bytes.extend_from_slice(&data);
         }
-        Ok((Bytes::from(bytes), buffer))
+        Ok((Bytes::from(bytes), Held::new(permits)))
     };
     let read = tokio::time::timeout(app.options.read_timeout, read).await;
     let read = read.unwrap_or(Err(ApiError::BodyTimeout));
@@ -353,18 +351,18 @@ async fn handle<T: Send + 'static, F: Future<Output = Reply>>(
     app: Arc<App>,
     request: Request,
     parse: fn(&[u8], &Limits) -> Result<T, super::request::Problem>,
-    work: impl FnOnce(Arc<App>, Arc<Service>, T) -> F,
+    work: impl FnOnce(Arc<App>, Arc<Service>, T, Held) -> F,
 ) -> Reply {
-    let (body, _buffer) = read_body(&app, request).await?;
+    let (body, held) = read_body(&app, request).await?;
     let service = app.service()?.clone();
     let limits = app.limits(&service);
     let timeout = app.options.timeout;
     let work = async {
-        let parsed = match body.len() {
-            0..=LONG_BODY => parse(&body, &limits)?,
-            _ => service::aside(&app.pool, move || parse(&body, &limits)).await??,
+        let (parsed, held) = match body.len() {
+            0..=LONG_BODY => (parse(&body, &limits), held),
+            _ => service::aside(&app.pool, move || (parse(&body, &limits), held)).await?,
         };
-        work(app.clone(), service, parsed).await
+        work(app.clone(), service, parsed?, held).await
     };
     tokio::time::timeout(timeout, work)
         .await
@@ -388,7 +386,7 @@ fn check_model(service: &Service, model: Option<&str>) -> Result<(), ApiError> {
 }
 
 async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Reply {
-    handle(app, request, Embed::parse, async |app, service, body| {
+    handle(app, request, Embed::parse, async |app, service, body, held| {
         check_model(&service, body.model.as_deref())?;
         let config = service.engine.config();
         for (i, item) in body.input.iter().enumerate() {
@@ -406,27 +404,15 @@ async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Reply {
                 ));
             }
         }
-        let embedded = service.embed(body.input, "input").await?;
+        let embedded = service.embed(body.input, "input", &held).await?;
         let (usage, encoding) = (usage(&embedded), body.encoding);
         let values: usize = embedded.vectors.iter().map(Vec::len).sum();
-        let write = move |service: &Service| {
-            let mut out = String::with_capacity(values * 12 + 256);
-            out.push_str("{\"object\":\"list\",\"data\":[");
-            for (i, vector) in embedded.vectors.iter().enumerate() {
-                let comma = if i > 0 { "," } else { "" };
-                out.push_str(&format!("{comma}{{\"object\":\"embedding\",\"index\":{i},\"embedding\":"));
-                write_vector(&mut out, vector, encoding);
-                out.push('}');
-            }
-            out.push_str("],");
-            out.push_str(&tail(service, &usage));
-            out
+        let write = move |out: &mut String, i: usize, vector: &Vec<f32>| {
+            out.push_str(&format!("{{\"object\":\"embedding\",\"index\":{i},\"embedding\":"));
+            write_vector(out, vector, encoding);
+            out.push('}');
         };
-        let text = match values {
-            0..=LONG_RESPONSE => write(&service),
-            _ => service.aside(write).await?,
-        };
-        Ok(with_model(&app, json_response(text)))
+        list(&app, &service, embedded.vectors, values * 12, usage, write).await
     })
     .await
 }
@@ -464,41 +450,68 @@ fn usage(embedded: &Embedded) -> Value {
     })
 }
 
-/// The end of a list's response: which model, and what it cost.
-fn tail(service: &Service, usage: &Value) -> String {
-    let config = service.engine.config();
-    let (name, fingerprint) = (json!(config.name), json!(config.fingerprint));
-    format!("\"model\":{name},\"fingerprint\":{fingerprint},\"usage\":{usage}}}")
+/// A list's response of about so many bytes: its entries, each as `write` writes it, which model, and what it cost.
+async fn list<T: Send + 'static>(
+    app: &App,
+    service: &Arc<Service>,
+    entries: Vec<T>,
+    bytes: usize,
+    usage: Value,
+    write: impl Fn(&mut String, usize, &T) + Send + 'static,
+) -> Reply {
+    let text = move |service: &Service| {
+        let mut out = String::with_capacity(bytes + 256);
+        out.push_str("{\"object\":\"list\",\"data\":[");
+        for (i, entry) in entries.iter().enumerate() {
+            if i > 0 {
+                out.push(',');
+            }
+            write(&mut out, i, entry);
+        }
+        let config = service.engine.config();
+        let (name, fingerprint) = (json!(config.name), json!(config.fingerprint));
+        out.push_str(&format!(
+            "],\"model\":{name},\"fingerprint\":{fingerprint},\"usage\":{usage}}}"
+        ));
+        out
+    };
+    let text = match bytes {
+        0..=LONG_RESPONSE => text(service),
+        _ => service.aside(text).await?,
+    };
+    Ok(with_model(app, json_response(text)))
+}
+
+/// What hits with these ids take in a response, about.
+fn hits_bytes<'a>(ids: impl Iterator<Item = &'a str>) -> usize {
+    ids.map(|id| id.len() + 64).sum()
 }
 
 async fn search(State(app): State<Arc<App>>, request: Request) -> Reply {
-    handle(app, request, Search::parse, async |app, service, body| {
+    handle(app, request, Search::parse, async |app, service, body, held| {
         check_model(&service, body.model.as_deref())?;
         service.check_comparable(&body.input, "input")?;
-        let embedded = service.embed(body.input, "input").await?;
+        let embedded = service.embed(body.input, "input", &held).await?;
         let usage = usage(&embedded);
         let dimensions = service.engine.config().image.width();
         let found = service
-            .search(matrix(embedded.vectors, dimensions, "input")?, body.k)
+            .search(matrix(embedded.vectors, dimensions, "input")?, body.k, held)
             .await?;
-        let data: Vec<Value> = found
-            .into_iter()
-            .enumerate()
-            .map(|(i, hits)| {
-                let hits: Vec<Value> = hits
-                    .iter()
-                    .map(|hit| json!({"id": hit.id, "score": hit.score}))
-                    .collect();
-                json!({"object": "search_result", "index": i, "hits": hits})
-            })
-            .collect();
-        Ok(list(&app, &service, data, &usage))
+        let bytes = hits_bytes(found.iter().flatten().map(|hit| hit.id.as_str()));
+        let write = |out: &mut String, i: usize, hits: &Vec<Hit>| {
+            let hits: Vec<Value> = hits
+                .iter()
+                .map(|hit| json!({"id": hit.id, "score": hit.score}))
+                .collect();
+            out.push_str(&json!({"object": "search_result", "index": i, "hits": hits}).to_string());
+        };
+        list(&app, &service, found, bytes, usage, write).await
     })
     .await
 }
 
 async fn classify(State(app): State<Arc<App>>, request: Request) -> Reply {
-    handle(app, request, Classify::parse, async |app, service, body| {
+    handle(app, request, Classify::parse, async |app, service, body, held| {
         check_model(&service, body.model.as_deref())?;
         service.check_comparable(&body.input, "input")?;
         // What the labels are called in the answer, where they came with the question.
@@ -510,7 +523,7 @@ async fn classify(State(app): State<Arc<App>>, request: Request) -> Reply {
             labels.iter().enumerate().map(name).collect()
         });
         let dimensions = service.engine.config().image.width();
-        let mut embedded = service.embed(body.input, "input").await?;
+        let mut embedded = service.embed(body.input, "input", &held).await?;
         let labels = match body.labels {
             None => None,
             Some(labels) => {
@@ -522,46 +535,49 @@ async fn classify(State(app): State<Arc<App>>, request: Request) -> Reply {
                         Item::Text(label) => Item::Text(template.replace(PLACE, label)),
                         other => other.clone(),
                     });
-                    let round = service.embed(filled.collect(), "labels").await?;
+                    let round = service.embed(filled.collect(), "labels", &held).await?;
                     embedded.tokens += round.tokens;
                     embedded.patches += round.patches;
                     rounds.push(round.vectors.into_iter());
                 }
-                let rows = (0..labels.len()).flat_map(|_| rounds.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>());
+                let rows = (0..labels.len())
+                    .flat_map(|_| rounds.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>());
                 let rows = matrix(rows.collect(), dimensions, "labels")?;
-                let labels = label_vectors(rows, body.templates.len())
-                    .map_err(|error| ApiError::request("invalid_value", "labels", format!("labels: {error}")))?;
+                let labels = label_vectors(rows, body.templates.len()).map_err(|error| {
+                    ApiError::request("invalid_value", "labels", format!("labels: {error}"))
+                })?;
                 Some(labels)
             }
         };
         let usage = usage(&embedded);
         let queries = matrix(embedded.vectors, dimensions, "input")?;
-        let scale = body.temperature.map_or(service.engine.config().scale(), f64::recip);
-        let found = service.classify(queries, labels, body.k, scale).await?;
-        let label = |id: &str| match &names {
-            Some(names) => id.parse().ok().and_then(|i: usize| names.get(i)).map_or(id, String::as_str).to_owned(),
-            None => id.to_owned(),
+        let scale = body
+            .temperature
+            .map_or(service.engine.config().scale(), f64::recip);
+        let found = service.classify(queries, labels, body.k, scale, held).await?;
+        let bytes = hits_bytes(
+            found
+                .iter()
+                .flatten()
+                .map(|(hit, _)| label_name(names.as_deref(), &hit.id)),
+        );
+        let write = move |out: &mut String, i: usize, hits: &Vec<(Hit, f32)>| {
+            let label = |hit: &Hit, share: f32| {
+                let name = label_name(names.as_deref(), &hit.id);
+                json!({"label": name, "score": hit.score, "probability": share})
+            };
+            let labels: Vec<Value> = hits.iter().map(|(hit, share)| label(hit, *share)).collect();
+            out.push_str(&json!({"object": "classification", "index": i, "labels": labels}).to_string());
         };
-        let data: Vec<Value> = found
-            .into_iter()
-            .enumerate()
-            .map(|(i, hits)| {
-                let labels: Vec<Value> = hits
-                    .iter()
-                    .map(|(hit, share)| json!({"label": label(&hit.id), "score": hit.score, "probability": share}))
-                    .collect();
-                json!({"object": "classification", "index": i, "labels": labels})
-            })
-            .collect();
-        Ok(list(&app, &service, data, &usage))
+        list(&app, &service, found, bytes, usage, write).await
     })
     .await
 }
 
-fn list(app: &App, service: &Service, data: Vec<Value>, usage: &Value) -> Response {
-    let data = Value::from(data);
-    let text = format!("{{\"object\":\"list\",\"data\":{data},{}", tail(service, usage));
-    with_model(app, json_response(text))
+/// What a label is called: as it came with the question, where it did.
+fn label_name<'a>(names: Option<&'a [String]>, id: &'a str) -> &'a str {
+    let name = names.and_then(|names| names.get(id.parse::<usize>().ok()?));
+    name.map_or(id, String::as_str)
 }
 
 async fn index(State(app): State<Arc<App>>) -> Reply {
@@ -582,20 +598,20 @@ fn index_json(service: &Service) -> Value {
 }
 
 async fn add(State(app): State<Arc<App>>, request: Request) -> Reply {
-    handle(app, request, Add::parse, async |app, service, body| {
+    handle(app, request, Add::parse, async |app, service, body, held| {
         check_model(&service, body.model.as_deref())?;
         service.check_comparable(&body.items, "items")?;
-        let embedded = service.embed(body.items, "items").await?;
+        let embedded = service.embed(body.items, "items", &held).await?;
         let vectors = matrix(embedded.vectors, service.engine.config().image.width(), "items")?;
-        let changed = service.store.add(body.ids, vectors).await?;
+        let changed = service.store.add(body.ids, vectors, held).await?;
         Ok(with_model(&app, change(&service, changed)))
     })
     .await
 }
 
 async fn remove(State(app): State<Arc<App>>, request: Request) -> Reply {
-    handle(app, request, Remove::parse, async |app, service, body| {
-        let changed = service.store.remove(body.ids).await?;
+    handle(app, request, Remove::parse, async |app, service, body, held| {
+        let changed = service.store.remove(body.ids, held).await?;
         Ok(with_model(&app, change(&service, changed)))
     })
     .await
@@ -643,7 +659,8 @@ async fn info(State(app): State<Arc<App>>) -> Reply {
         "structure": config.structure(),
         "fingerprint": config.fingerprint,
         "version": env!("CARGO_PKG_VERSION"),
-        "device": app.options.device,
+        "device": service.device.to_string(),
+        "adapter": service.adapter,
         "dimensions": { "text": config.text.width, "image": config.image.width() },
         "max_text_tokens": config.max_text_tokens,
         "logit_scale": config.scale(),
@@ -655,6 +672,7 @@ async fn info(State(app): State<Arc<App>>) -> Reply {
         "limits": {
             "body_bytes": app.options.max_body,
             "items": app.options.max_items,
+            "text_bytes": app.options.max_text,
             "pixels": app.options.max_pixels,
             "seconds": app.options.timeout.as_secs(),
         },

@@ -1,9 +1,10 @@
 //! `ernie-vil serve`: the model over HTTP.
 //!
-//! Three layers that know nothing of each other's insides: HTTP ([`http`], [`listener`], [`files`], with bodies read by
+//! Three layers that know nothing of each other's insides: HTTP ([`http`], [`listener`] with [`descriptors`], [`files`], with bodies read by
 //! [`request`]), the batching [`queue`], and the model ([`engine`]). [`service`] is where they meet, with the index
 //! that is kept by [`store`].
 
+mod descriptors;
 mod engine;
 mod error;
 mod files;
@@ -29,7 +30,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::{self, LogFormat};
-use crate::model::Model;
+use crate::model::{self, Model};
 use engine::{CAPTIONS, Engine, IMAGES, LANES};
 use files::Folder;
 use http::App;
@@ -76,7 +77,7 @@ pub fn run(args: &cli::Serve, global: &cli::Global) -> Result<()> {
     let (failed, failure) = oneshot::channel();
     let loader = load(args, global, app.clone(), pool, lanes, failed)?;
     let options = listener::Options {
-        most: args.max_connections as usize,
+        most: descriptors::connections(args.max_connections as usize),
         idle: seconds(args.read_timeout),
         drain: seconds(args.drain),
     };
@@ -84,7 +85,7 @@ pub fn run(args: &cli::Serve, global: &cli::Global) -> Result<()> {
     let stop = async {
         tokio::select! {
             () = signal() => tracing::info!("stopping: requests that were begun are finished"),
-            Ok(error) = failure => load_error = Some(error),
+            error = failed_load(failure, &app) => load_error = Some(error),
         }
         app.stop();
         // Whoever asks again does not want to wait.
@@ -101,15 +102,26 @@ pub fn run(args: &cli::Serve, global: &cli::Global) -> Result<()> {
         tracing::warn!("requests were broken off that took longer than --drain");
     }
     runtime.shutdown_background();
-    let worker = loader.join().map_err(|_| anyhow!("loading the model failed"))?;
-    if let (Some(service), Some(worker)) = (app.loaded(), worker) {
-        service.queue.close();
-        let _ = worker.join();
-        service.store.close();
+    if let Some(error) = load_error {
+        return Err(error);
     }
-    match load_error {
-        Some(error) => Err(error),
-        None => Ok(()),
+    let Some(service) = app.loaded() else {
+        // Loading is not waited for: no request was served, and opening an index changes no record of it that is whole.
+        return Ok(());
+    };
+    let worker = loader.join().map_err(|_| anyhow!("loading the model failed"))?;
+    service.queue.close();
+    let _ = worker.map(JoinHandle::join);
+    service.store.close();
+    Ok(())
+}
+
+/// Why loading failed, once it has.
+async fn failed_load(failure: oneshot::Receiver<anyhow::Error>, app: &App) -> anyhow::Error {
+    match failure.await {
+        Ok(error) => error,
+        Err(_) if app.loaded().is_none() => anyhow!("loading the model failed"),
+        Err(_) => std::future::pending().await,
     }
 }
 
@@ -171,6 +183,7 @@ fn http_options(args: &cli::Serve) -> Result<http::Options> {
     Ok(http::Options {
         max_body: args.max_body as usize,
         max_items: args.max_items as usize,
+        max_text: args.max_text as usize,
         max_pixels: args.max_pixels,
         timeout: seconds(args.timeout),
         read_timeout: seconds(args.read_timeout),
@@ -179,7 +192,6 @@ fn http_options(args: &cli::Serve) -> Result<http::Options> {
         web_root,
         models: args.models_dir.as_ref().map(folder).transpose()?,
         web_root_hint: args.web_root.clone().unwrap_or(default_root),
-        device: args.device.device.to_string(),
     })
 }
 
@@ -195,7 +207,7 @@ fn load(
     lanes: [LaneOptions; LANES],
     failed: oneshot::Sender<anyhow::Error>,
 ) -> Result<JoinHandle<Worker>> {
-    let (model, device) = (args.model.clone(), args.device.clone());
+    let (folder, device) = (args.model.clone(), args.device.clone());
     // What is to be known of the model is in the log.
     let global = cli::Global {
         quiet: true,
@@ -213,20 +225,25 @@ fn load(
     };
     let task = move || -> Result<JoinHandle<()>> {
         let start = Instant::now();
-        let engine = Engine::new(Model::load(&model, &device, &global)?, limits);
+        let engine = Engine::new(Model::load(&folder, &device, &global)?, limits);
         let config = engine.config();
+        let (chosen, adapter) = (model::chosen(device.device), model::adapter(device.device));
         let store = Store::open(index, config.image.width(), &config.fingerprint)?;
         engine.warm_up(&lanes)?;
         tracing::info!(
             model = config.name,
             fingerprint = config.fingerprint,
             note = config.note,
+            device = chosen.to_string(),
+            adapter,
             embeddings = store.len(),
             seconds = start.elapsed().as_secs_f64(),
             "ready"
         );
         let service = Arc::new(Service {
             engine,
+            device: chosen,
+            adapter,
             queue: Queue::new(&lanes, max_wait),
             store,
             metrics: app.metrics.clone(),

@@ -26,11 +26,27 @@ type Result<T> = std::result::Result<T, Problem>;
 pub struct Limits {
     /// Items of one request.
     pub items: usize,
+    /// Bytes of a text.
+    pub text: usize,
     /// Values of an embedding that is given as numbers.
     pub dimensions: usize,
 }
 
 impl Limits {
+    /// Refuses a text of more bytes than there may be. `what` says which text it is, where the path does not.
+    fn check_text(&self, bytes: usize, path: &str, what: &str) -> Result<()> {
+        if bytes <= self.text {
+            return Ok(());
+        }
+        Err(Problem {
+            code: "text_too_long",
+            ..at(
+                path,
+                format!("{bytes} bytes{what}, expected at most {} (--max-text)", self.text),
+            )
+        })
+    }
+
     /// Nodes of a body's tree: room for an embedding in each item, and some for what surrounds them.
     fn nodes(&self) -> usize {
         self.items
@@ -176,15 +192,35 @@ impl Classify {
                 ));
             }
         }
+        let templates = templates.map_or_else(|| vec![PLACE.to_owned()], |(_, templates)| templates);
+        check_filled(&templates, labels.as_deref().unwrap_or_default(), limits)?;
         Ok(Self {
             input: fields.input(limits)?,
             model: fields.string("model")?,
             labels,
             k: fields.k()?,
-            templates: templates.map_or_else(|| vec![PLACE.to_owned()], |(_, templates)| templates),
+            templates,
             temperature,
         })
     }
+}
+
+/// Refuses labels that become too long in a template. Nothing is put together for that.
+fn check_filled(templates: &[String], labels: &[Item], limits: &Limits) -> Result<()> {
+    for template in templates {
+        let places = template.matches(PLACE).count();
+        let around = template.len() - places * PLACE.len();
+        for (i, label) in labels.iter().enumerate() {
+            if let Item::Text(label) = label {
+                let bytes = places.saturating_mul(label.len()).saturating_add(around);
+                if bytes > limits.text {
+                    let what = format!(" in the template {}", quoted(template));
+                    limits.check_text(bytes, &format!("labels[{i}]"), &what)?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The templates of a request, and the field that has them: `template`, `templates` or `ensemble`.
@@ -458,6 +494,7 @@ fn item(node: Node, path: &str, limits: &Limits) -> Result<Item> {
         Node::String(text) if has_scheme(&text, "data:") => return Ok(Item::Image(data_uri(text, path)?)),
         Node::String(text) => {
             refuse_address(&text, path)?;
+            limits.check_text(text.len(), path, "")?;
             return Ok(Item::Text(text));
         }
         Node::Map(map) => map,
@@ -472,7 +509,10 @@ fn item(node: Node, path: &str, limits: &Limits) -> Result<Item> {
     };
     let inner = format!("{path}.{name}");
     match (name.as_str(), value) {
-        ("text", Node::String(text)) => Ok(Item::Text(text)),
+        ("text", Node::String(text)) => {
+            limits.check_text(text.len(), &inner, "")?;
+            Ok(Item::Text(text))
+        }
         ("image", Node::String(text)) if has_scheme(&text, "data:") => {
             Ok(Item::Image(data_uri(text, &inner)?))
         }
@@ -655,6 +695,7 @@ mod tests {
 
     const LIMITS: Limits = Limits {
         items: 3,
+        text: 20,
         dimensions: 2,
     };
 
@@ -742,6 +783,16 @@ mod tests {
                 "input[0]: an embedding",
             ),
             (
+                r#"{"input": ["a", "一二三四五六七"]}"#,
+                "text_too_long",
+                "input[1]: 21 bytes, expected at most 20 (--max-text)",
+            ),
+            (
+                r#"{"input": {"text": "0123456789 0123456789"}}"#,
+                "text_too_long",
+                "input[0].text: 21 bytes, expected at most 20 (--max-text)",
+            ),
+            (
                 r#"{"input": "HTTPS://x/y.jpg"}"#,
                 "remote_image",
                 "input[0]: \"HTTPS://x/y.jpg\" is an address",
@@ -777,6 +828,36 @@ mod tests {
             assert_eq!(found, code, "{body}: {message}");
             assert!(message.starts_with(start), "{body}: {message}");
         }
+    }
+
+    #[test]
+    fn labels_are_measured_in_their_templates() {
+        let parse = |templates: &str| {
+            let body = format!("{{\"input\": \"a\", \"labels\": [\"a\", \"0123456\"], {templates}}}");
+            Classify::parse(body.as_bytes(), &LIMITS).map_err(|problem| (problem.code, problem.message))
+        };
+        // 7 and 13, 14 and 6 bytes.
+        assert!(parse(r#""templates": ["{}0123456789012", "{}012345{}"]"#).is_ok());
+        let (code, message) = parse(r#""templates": ["{}", "{}0123456{}"]"#).unwrap_err();
+        assert_eq!(code, "text_too_long");
+        assert_eq!(
+            message,
+            "labels[1]: 21 bytes in the template \"{}0123456{}\", expected at most 20 (--max-text)"
+        );
+        let places = "{}".repeat(1000);
+        assert_eq!(
+            parse(&format!("\"template\": \"{places}\"")).unwrap_err().0,
+            "text_too_long"
+        );
+        // And a label without a template.
+        let alone = Classify::parse(
+            br#"{"input": "a", "labels": ["b", "0123456789 0123456789"]}"#,
+            &LIMITS,
+        );
+        assert_eq!(
+            alone.unwrap_err().message,
+            "labels[1]: 21 bytes, expected at most 20 (--max-text)"
+        );
     }
 
     #[test]

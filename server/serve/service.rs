@@ -6,7 +6,7 @@ use ernie_vil::classify::probabilities;
 use ernie_vil::index::EmbeddingIndex;
 use ernie_vil::vectors::Embeddings;
 use rayon::ThreadPool;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::engine::{CAPTIONS, Engine, IMAGES, Input, LANES, lane_name};
 use super::error::ApiError;
@@ -14,15 +14,24 @@ use super::metrics::Metrics;
 use super::queue::{Place, Queue, Ticket};
 use super::request::Item;
 use super::store::Store;
+use crate::cli;
 
 /// Text, in bytes, that is worth handing to another thread.
 const LONG_TEXT: usize = 16 << 10;
 /// Labels of a classification, at most.
 const MOST_LABELS: usize = 10_000;
 
+/// The memory that a request's body was counted for. What works on something that was read from the body has a share, and
+/// the last one gives it back, whether the client is still there or not.
+pub type Held = Arc<Vec<OwnedSemaphorePermit>>;
+
 /// The model with its queue, and the index.
 pub struct Service {
     pub engine: Engine,
+    /// What the model is computed on, never `auto`.
+    pub device: cli::Device,
+    /// The graphics card's name, where there is one that tells it.
+    pub adapter: Option<String>,
     pub queue: Queue<Input>,
     pub store: Store,
     pub metrics: Arc<Metrics>,
@@ -58,7 +67,12 @@ enum Coming {
 
 impl Service {
     /// The vectors of items. `path` is what they are called in the request, for messages.
-    pub async fn embed(self: &Arc<Self>, items: Vec<Item>, path: &str) -> Result<Embedded, ApiError> {
+    pub async fn embed(
+        self: &Arc<Self>,
+        items: Vec<Item>,
+        path: &str,
+        held: &Held,
+    ) -> Result<Embedded, ApiError> {
         let images = items.iter().filter(|item| matches!(item, Item::Image(_))).count();
         let captions = items.iter().filter(|item| matches!(item, Item::Text(_))).count();
         let mut places = [
@@ -69,7 +83,7 @@ impl Service {
             let place = places[lane].next();
             place.ok_or_else(|| ApiError::Internal("fewer places than items".into()))
         };
-        let mut encoded = self.tokenize(&items).await?.into_iter();
+        let mut encoded = self.tokenize(&items, held).await?.into_iter();
         let patches = images * self.engine.config().image.patches();
         let mut tokens = 0;
         let mut coming = Vec::with_capacity(items.len());
@@ -85,7 +99,7 @@ impl Service {
                     }
                     Coming::Computing(place(CAPTIONS)?.push(input.group(), input))
                 }
-                Item::Image(base64) => Coming::Decoding(self.decode(base64, place(IMAGES)?)),
+                Item::Image(base64) => Coming::Decoding(self.decode(base64, place(IMAGES)?, held.clone())),
             });
         }
         let mut vectors = Vec::with_capacity(coming.len());
@@ -122,7 +136,7 @@ impl Service {
     }
 
     /// The token ids of the texts among the items.
-    async fn tokenize(self: &Arc<Self>, items: &[Item]) -> Result<Vec<Input>, ApiError> {
+    async fn tokenize(self: &Arc<Self>, items: &[Item], held: &Held) -> Result<Vec<Input>, ApiError> {
         let texts = items.iter().filter_map(|item| match item {
             Item::Text(text) => Some(text),
             _ => None,
@@ -141,9 +155,13 @@ impl Service {
         if bytes < LONG_TEXT {
             return encode(self, &mut texts.into_iter());
         }
-        let texts: Vec<String> = texts.cloned().collect();
-        self.aside(move |service| encode(service, &mut texts.iter()))
-            .await?
+        let (texts, held) = (texts.cloned().collect::<Vec<String>>(), held.clone());
+        self.aside(move |service| {
+            let encoded = encode(service, &mut texts.iter());
+            drop((texts, held));
+            encoded
+        })
+        .await?
     }
 
     /// Decodes an image on the threads that do so, and puts it into the queue.
@@ -151,6 +169,7 @@ impl Service {
         self: &Arc<Self>,
         base64: String,
         place: Place<Input>,
+        held: Held,
     ) -> oneshot::Receiver<ernie_vil::Result<Ticket>> {
         let (reply, decoded) = oneshot::channel();
         let service = self.clone();
@@ -160,6 +179,7 @@ impl Service {
                 return;
             }
             let input = service.engine.decode(&base64, &service.metrics);
+            drop((base64, held));
             let _ = reply.send(input.map(|input| place.push(input.group(), input)));
         });
         decoded
@@ -213,9 +233,18 @@ impl Service {
     }
 
     /// The best `k` of the index for each query.
-    pub async fn search(self: &Arc<Self>, queries: Embeddings, k: usize) -> Result<Vec<Vec<Hit>>, ApiError> {
-        self.look(move |index| search(index, &queries, k, Hit::of))
-            .await?
+    pub async fn search(
+        self: &Arc<Self>,
+        queries: Embeddings,
+        k: usize,
+        held: Held,
+    ) -> Result<Vec<Vec<Hit>>, ApiError> {
+        self.look(move |index| {
+            let found = search(index, &queries, k, Hit::of);
+            drop((queries, held));
+            found
+        })
+        .await?
     }
 
     /// The best `k` labels for each query with their probabilities, from the index or from `labels`.
@@ -225,6 +254,7 @@ impl Service {
         labels: Option<Embeddings>,
         k: usize,
         scale: f64,
+        held: Held,
     ) -> Result<Vec<Vec<(Hit, f32)>>, ApiError> {
         let classify = move |index: &EmbeddingIndex| {
             if !(1..=MOST_LABELS).contains(&index.len()) {
@@ -237,7 +267,9 @@ impl Service {
                     ),
                 ));
             }
-            search(index, &queries, index.len(), |hits| softmax(hits, k, scale))
+            let found = search(index, &queries, index.len(), |hits| softmax(hits, k, scale));
+            drop((queries, held));
+            found
         };
         match labels {
             None => self.look(classify).await?,

@@ -6,6 +6,7 @@
 //! long the index is saved anew under its name, by a rename, and the log is emptied after that; a log that the file
 //! has in it already changes nothing when it is replayed.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use ernie_vil::vectors::Embeddings;
 use tokio::sync::oneshot;
 
 use super::error::ApiError;
+use super::service::Held;
 use crate::atomic_file::{AtomicFile, beside};
 use crate::model;
 
@@ -69,6 +71,7 @@ type Reply = oneshot::Sender<Result<Changed, ApiError>>;
 struct Request {
     change: Change,
     reply: Reply,
+    held: Held,
 }
 
 impl Store {
@@ -127,18 +130,18 @@ impl Store {
         task(&self.index.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub async fn add(&self, ids: Vec<String>, vectors: Embeddings) -> Result<Changed, ApiError> {
-        self.change(Change::Add(ids, vectors)).await
+    pub async fn add(&self, ids: Vec<String>, vectors: Embeddings, held: Held) -> Result<Changed, ApiError> {
+        self.change(Change::Add(ids, vectors), held).await
     }
 
-    pub async fn remove(&self, ids: Vec<String>) -> Result<Changed, ApiError> {
-        self.change(Change::Remove(ids)).await
+    pub async fn remove(&self, ids: Vec<String>, held: Held) -> Result<Changed, ApiError> {
+        self.change(Change::Remove(ids), held).await
     }
 
-    async fn change(&self, change: Change) -> Result<Changed, ApiError> {
+    async fn change(&self, change: Change, held: Held) -> Result<Changed, ApiError> {
         let (reply, answer) = oneshot::channel();
         let sent = match &*self.changes.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(changes) => changes.try_send(Request { change, reply }),
+            Some(changes) => changes.try_send(Request { change, reply, held }),
             None => return Err(ApiError::NotReady),
         };
         match sent {
@@ -183,6 +186,15 @@ struct Recorded {
     removed: usize,
 }
 
+/// What changes that come together leave, as long as none of them is made.
+#[derive(Default)]
+struct Pending {
+    /// Whether an id is there after them, of those that they name.
+    there: HashMap<String, bool>,
+    /// How many embeddings more there are.
+    growth: isize,
+}
+
 impl Writer {
     fn run(&mut self, requests: &Receiver<Request>) {
         while let Ok(first) = requests.recv() {
@@ -202,28 +214,32 @@ impl Writer {
     fn apply(&mut self, group: Vec<Request>) {
         let mut written = Vec::new();
         let mut log = Vec::new();
-        for Request { change, reply } in group {
+        let mut pending = Pending::default();
+        for Request { change, reply, held } in group {
             // As if those before it in the group were made already.
-            match self.record(&change, &written) {
+            match self.record(change, &mut pending) {
                 Ok(recorded) => {
                     log.extend_from_slice(&recorded.log);
-                    written.push((change, recorded, reply));
+                    written.push((recorded, reply, held));
                 }
                 Err(error) => {
+                    drop(held);
                     let _ = reply.send(Err(error));
                 }
             }
         }
+        drop(pending);
         if let Some(disk) = &mut self.disk
             && let Err(error) = disk.append(&log)
         {
             tracing::error!(error = format!("{error:#}"), "writing the index's log");
-            for (.., reply) in written {
+            for (_, reply, held) in written {
+                drop(held);
                 let _ = reply.send(Err(ApiError::NotWritten(format!("{error:#}"))));
             }
             return;
         }
-        for (_, recorded, reply) in written {
+        for (recorded, reply, held) in written {
             let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
             let answer = match index.replay(&recorded.log) {
                 Ok(_) => Ok(Changed {
@@ -235,38 +251,32 @@ impl Writer {
                 Err(error) => Err(ApiError::Internal(error.to_string())),
             };
             self.size.store(index.len(), Ordering::Relaxed);
-            drop(index);
+            drop((index, recorded, held));
             let _ = reply.send(answer);
         }
     }
 
-    /// The log of a change to the index with `before` made already.
-    fn record(&self, change: &Change, before: &[(Change, Recorded, Reply)]) -> Result<Recorded, ApiError> {
+    /// The log of a change to the index with those that are pending made already. It is pending then, too.
+    fn record(&self, change: Change, pending: &mut Pending) -> Result<Recorded, ApiError> {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let is_there = |id: &str| {
-            let last = before.iter().rev().find_map(|(change, ..)| match change {
-                Change::Add(ids, _) if ids.iter().any(|other| other == id) => Some(true),
-                Change::Remove(ids) if ids.iter().any(|other| other == id) => Some(false),
-                _ => None,
-            });
-            last.unwrap_or_else(|| index.has(id))
+        let is_there = |id: &str| match pending.there.get(id) {
+            Some(&there) => there,
+            None => index.has(id),
         };
         let mut recorder = EmbeddingIndex::with_dtype(index.dimensions(), index.fingerprint(), index.dtype());
         match change {
             Change::Add(ids, vectors) => {
                 recorder.keep_log(true);
-                let repeated = recorder.add_all(ids, vectors).map_err(|error| {
+                let repeated = recorder.add_all(&ids, &vectors).map_err(|error| {
                     ApiError::request("invalid_value", "items", format!("items: {error}"))
                 })?;
                 let replaced = recorder.ids().into_iter().filter(|id| is_there(id)).count();
                 let added = recorder.len() - replaced;
-                let size: isize = before
-                    .iter()
-                    .map(|(_, recorded, _)| recorded.added as isize - recorded.removed as isize)
-                    .sum();
-                if index.len().saturating_add_signed(size) + added > self.most {
+                if index.len().saturating_add_signed(pending.growth) + added > self.most {
                     return Err(ApiError::IndexFull(self.most));
                 }
+                pending.growth += added as isize;
+                pending.there.extend(ids.into_iter().map(|id| (id, true)));
                 Ok(Recorded {
                     log: recorder.take_log(),
                     added,
@@ -283,6 +293,8 @@ impl Writer {
                 }
                 recorder.keep_log(true);
                 let removed = ids.iter().filter(|id| recorder.remove(id)).count();
+                pending.growth -= removed as isize;
+                pending.there.extend(ids.into_iter().map(|id| (id, false)));
                 Ok(Recorded {
                     log: recorder.take_log(),
                     added: 0,
@@ -447,5 +459,79 @@ fn sync_folder(path: &Path) {
     };
     if cfg!(unix) {
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer(most: usize) -> Writer {
+        Writer {
+            index: Arc::new(RwLock::new(EmbeddingIndex::new(1, "a"))),
+            size: Arc::default(),
+            disk: None,
+            most,
+        }
+    }
+
+    fn request(change: Change) -> (Request, oneshot::Receiver<Result<Changed, ApiError>>) {
+        let (reply, answer) = oneshot::channel();
+        let held = Held::default();
+        (Request { change, reply, held }, answer)
+    }
+
+    fn add(ids: &[String]) -> Change {
+        let vectors = Embeddings::new(ids.len(), 1, vec![1.0; ids.len()]).unwrap();
+        Change::Add(ids.to_vec(), vectors)
+    }
+
+    #[test]
+    fn changes_that_come_together_are_counted_one_after_the_other() {
+        let ids = |names: &str| -> Vec<String> { names.split(' ').map(str::to_owned).collect() };
+        let changes = [
+            add(&ids("a b a")),
+            Change::Remove(ids("b c b")),
+            add(&ids("b c d")),
+            // No room for it, so it leaves nothing.
+            add(&ids("e f")),
+            Change::Remove(ids("e a")),
+            add(&ids("a e")),
+        ];
+        let (group, answers): (Vec<_>, Vec<_>) = changes.map(request).into_iter().unzip();
+        writer(5).apply(group);
+        let counts: Vec<_> = answers
+            .into_iter()
+            .map(|answer| {
+                let changed = answer.blocking_recv().unwrap().ok()?;
+                Some([changed.added, changed.replaced, changed.removed, changed.size])
+            })
+            .collect();
+        assert_eq!(
+            counts,
+            [
+                Some([2, 1, 0, 2]),
+                Some([0, 0, 1, 1]),
+                Some([3, 0, 0, 4]),
+                None,
+                Some([0, 0, 1, 3]),
+                Some([2, 0, 0, 5]),
+            ]
+        );
+    }
+
+    #[test]
+    fn many_ids_that_come_together_are_taken_in_one_go() {
+        // If each were compared with all before it, this would take minutes.
+        let id = |change: usize, i: usize| format!("{}{change:04}{i:04}", "a folder of pictures/".repeat(4));
+        let changes = (0..WAITING).map(|change| {
+            let ids: Vec<String> = (0..4096).map(|i| id(change, i)).collect();
+            request(add(&ids))
+        });
+        let (group, answers): (Vec<_>, Vec<_>) = changes.unzip();
+        writer(1 << 20).apply(group);
+        for answer in answers {
+            assert_eq!(answer.blocking_recv().unwrap().unwrap().added, 4096);
+        }
     }
 }
