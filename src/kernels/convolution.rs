@@ -406,3 +406,52 @@ pub(crate) fn convolve_planes(
         });
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// The map sizes and paddings that were recorded of B5 and L2 at their full sizes.
+    #[test]
+    fn maps_are_the_recorded_ones() {
+        let file = include_str!("../../tests/goldens/structures/efficientnet/full_size.json");
+        let recorded: Value = serde_json::from_str(file).unwrap();
+        let number = |value: &Value| value.as_u64().unwrap() as usize;
+        let check = |size: &Value, out: &Value, kernel: &Value, stride: usize, padding: &Value| {
+            let (size, kernel) = (number(size), number(kernel));
+            let (map, before) = Map::square(size).convolved(kernel, stride);
+            let all = ((map.width - 1) * stride + kernel).saturating_sub(size);
+            assert_eq!(map.height, number(out));
+            assert_eq!(
+                [number(&padding[0]), number(&padding[1])],
+                [before[0], all - before[0]]
+            );
+            assert_eq!(before[0], before[1]);
+        };
+        let mut stages = 0;
+        for model in ["b5", "l2"] {
+            let model = &recorded[model];
+            for by_size in model["by_image_size"].as_object().unwrap().values() {
+                let stem = &by_size["stem"];
+                let stride = number(&stem["stride"]);
+                check(
+                    &stem["in_size"],
+                    &stem["out_size"],
+                    &stem["kernel"],
+                    stride,
+                    &stem["pad_before_after"],
+                );
+                let sizes = by_size["stages"].as_array().unwrap();
+                for (stage, sizes) in model["stages"].as_array().unwrap().iter().zip(sizes) {
+                    let (size, out) = (&sizes["in_size"], &sizes["out_size"]);
+                    let (kernel, stride) = (&stage["kernel"], number(&stage["stride"]));
+                    check(size, out, kernel, stride, &sizes["pad_before_after_first"]);
+                    check(out, out, kernel, 1, &sizes["pad_before_after_rest"]);
+                    stages += 1;
+                }
+            }
+        }
+        assert_eq!(stages, 3 * 7);
+    }
+}
