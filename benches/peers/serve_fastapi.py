@@ -168,7 +168,7 @@ class Server:
 
     def drive(self, script, connections, seconds):
         before = self.busy()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script, f"{self.url}/v1/embeddings"]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", script, f"{self.url}/v1/embeddings"]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         requests, duration, *percentiles, errors = map(int, re.search(r"RESULT ([\d ]+)", output)[1].split())
         if errors or not requests:
