@@ -1254,19 +1254,19 @@ fn long_answers_are_put_together_beside_the_threads_that_serve() {
     }
 }
 
-#[test]
-fn it_is_alive_before_it_is_ready() {
+/// A server that loads its model until somebody writes the folder's `config.json`.
+fn loading() -> (Server, TempDir) {
     let folder = TempDir::new().unwrap();
-    // Reading the configuration waits until somebody writes it.
     let config = folder.path().join("config.json");
     assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
-    let mut server = Server::spawn(command(&[
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--model",
-        text(folder.path()),
-    ]));
+    let model = text(folder.path());
+    let server = Server::spawn(command(&["serve", "--listen", "127.0.0.1:0", "--model", model]));
+    (server, folder)
+}
+
+#[test]
+fn it_is_alive_before_it_is_ready() {
+    let (mut server, folder) = loading();
     assert_eq!(server.get("/health").text(), "ok\n");
     let ready = server.get("/ready");
     assert_eq!(
@@ -1278,7 +1278,7 @@ fn it_is_alive_before_it_is_ready() {
         "not_ready"
     );
     assert_eq!(server.metric("ernie_vil_ready"), 0.0);
-    fs::write(&config, "no configuration").unwrap();
+    fs::write(folder.path().join("config.json"), "no configuration").unwrap();
     assert_eq!(server.child.wait().unwrap().code(), Some(1));
 }
 
@@ -1296,18 +1296,8 @@ fn wait_at_most(child: &mut Child, time: Duration) -> std::process::ExitStatus {
 
 #[test]
 fn sigterm_does_not_wait_for_the_model() {
-    let folder = TempDir::new().unwrap();
     // Nobody ever writes the configuration, so loading does not end.
-    let config = folder.path().join("config.json");
-    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
-    let mut server = Server::spawn(command(&[
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--quiet",
-        "--model",
-        text(folder.path()),
-    ]));
+    let (mut server, _folder) = loading();
     assert_eq!(server.get("/ready").error(503).0, "not_ready");
     server.signal("TERM");
     let status = wait_at_most(&mut server.child, Duration::from_secs(20));
