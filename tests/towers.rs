@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use burn::tensor::Device;
 #[cfg(feature = "wgpu")]
 use ernie_vil::gpu::Gpu;
-use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
+use ernie_vil::image::{Limits, Pixels, Preprocessor, decode, decode_base64};
 use ernie_vil::towers::{
     Engine, ImageTower, ImageTowerStream, Step, TextTower, TextTowerStream, TypedCaption,
 };
@@ -17,7 +17,7 @@ use ernie_vil::weights::{
     infer_type_tables, text_config_from_original, text_tensors, vision_config_from_original,
     write_safetensors,
 };
-use ernie_vil::{Activation, ErnieConfig, VitConfig};
+use ernie_vil::{Activation, ErnieConfig, Preprocessing, VitConfig};
 use safetensors::SafeTensors;
 
 const MODELS: [&str; 3] = ["tiny", "mid", "variant"];
@@ -279,6 +279,36 @@ fn vectors_in_half_precision() {
                 // Else it was not half precision.
                 assert!(largest_difference(vectors.data(), expected) > 1e-5);
             }
+        }
+    }
+}
+
+/// Crops go to a device as bytes; there they become bit for bit what the preprocessor makes of them.
+#[test]
+fn bytes_of_crops_become_the_same_input_everywhere() {
+    // Every byte in every channel, and no symmetry that would hide a wrong axis.
+    let crops: Vec<u8> = (0..2 * 3 * 224 * 224u32)
+        .map(|i| (i * 7 + i / 672 * 11) as u8)
+        .collect();
+    for profile in [Preprocessing::Original, Preprocessing::PaddleNlp] {
+        let preprocessor = Preprocessor::with_profile(224, profile);
+        let mut pixels = vec![0.0; crops.len()];
+        let values = preprocessor.values();
+        for (crop, out) in crops.chunks_exact(values).zip(pixels.chunks_exact_mut(values)) {
+            let crop = Pixels::new(224, 224, crop.to_vec()).unwrap();
+            preprocessor.tensor_into(&crop, out);
+        }
+        for on in everything() {
+            let (image, _) = towers(MODELS[0], &on);
+            let got = image.embed_crops(&crops, &preprocessor).unwrap();
+            assert_eq!(got, image.embed(&pixels).unwrap(), "{on} {profile:?}");
+            let error = image.embed_crops(&crops[1..], &preprocessor).unwrap_err();
+            assert!(error.to_string().contains("301055 values"), "{error}");
+            let error = image.embed_crops(&crops, &Preprocessor::new(112)).unwrap_err();
+            assert!(
+                error.to_string().contains("112 x 112 pixels, expected 224 x 224"),
+                "{error}"
+            );
         }
     }
 }

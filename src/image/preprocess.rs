@@ -11,7 +11,7 @@ const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const STD: [f64; 3] = [0.229, 0.224, 0.225];
 
 /// Values by channel and byte.
-type Table = [[f32; 256]; 3];
+pub(crate) type Table = [[f32; 256]; 3];
 
 /// As the original normalises, and as PaddleNLP does.
 static TABLES: [Table; 2] = [table(Preprocessing::Original), table(Preprocessing::PaddleNlp)];
@@ -187,16 +187,26 @@ impl Preprocessor {
             (self.size, self.size),
             "pixels of a crop"
         );
+        self.normalise(&crop.data, out);
+    }
+
+    /// As [`Preprocessor::tensor_into`], from the bytes of a crop.
+    pub(crate) fn normalise(&self, crop: &[u8], out: &mut [f32]) {
         assert_eq!(out.len(), self.values(), "values of an image");
-        let normalised = &TABLES[self.profile as usize];
+        let normalised = self.table();
         let (red, rest) = out.split_at_mut(self.size() * self.size());
         let (green, blue) = rest.split_at_mut(self.size() * self.size());
         let planes = red.iter_mut().zip(green).zip(blue);
-        for (&[r, g, b], ((red, green), blue)) in crop.data.as_chunks::<3>().0.iter().zip(planes) {
+        for (&[r, g, b], ((red, green), blue)) in crop.as_chunks::<3>().0.iter().zip(planes) {
             *red = normalised[0][usize::from(r)];
             *green = normalised[1][usize::from(g)];
             *blue = normalised[2][usize::from(b)];
         }
+    }
+
+    /// What each byte of each channel becomes.
+    pub(crate) fn table(&self) -> &'static Table {
+        &TABLES[self.profile as usize]
     }
 
     /// Decodes, crops and normalises an encoded image into `out`, \[3, size, size\].

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::module::{Param, ParamId};
 use burn::nn;
-use burn::tensor::{Device, Tensor, TensorData as BurnData};
+use burn::tensor::{Device, Int, Tensor, TensorData as BurnData};
 use half::slice::HalfFloatSliceExt;
 
 use crate::kernels::{LayerNorm, Linear, PackedMatrix, Sequence};
@@ -340,6 +340,11 @@ impl Words {
         self.width
     }
 
+    /// Rows of the table of positions.
+    pub(super) fn positions(&self) -> usize {
+        self.positions.len() / self.width
+    }
+
     /// Where captions lie when they stand behind one another; `place` is told the row, the id and the position of each
     /// token. Padding in the middle of a caption is seen by no token and never becomes the embedding, so it is left
     /// out like that at the end; the other tokens keep their positions.
@@ -365,6 +370,23 @@ impl Words {
         captions.iter().map(sequence).collect()
     }
 
+    /// The tables, to be kept on a device.
+    pub(super) fn on_device(&self, device: &Device) -> WordsOnDevice {
+        let table = |values: Vec<f32>| {
+            let rows = values.len() / self.width;
+            Tensor::from_data(BurnData::new(values, [rows, self.width]), device)
+        };
+        WordsOnDevice {
+            words: table(match &*self.words {
+                Table::F32(values) => values.clone(),
+                Table::F16(values) => values.to_f32_vec(),
+                Table::Quantised(matrix) => matrix.to_f32(),
+            }),
+            positions: table(self.positions.clone()),
+            types: (self.types.iter().map(|types| table(types[..self.width].to_vec()))).collect(),
+        }
+    }
+
     /// Writes the embedding of the word `id` at `position` to `out` [width].
     pub(super) fn embed(&self, id: u32, position: usize, out: &mut [f32]) {
         let start = id as usize * self.width;
@@ -377,6 +399,32 @@ impl Words {
         for table in &self.types {
             add(out, &table[..self.width]);
         }
+    }
+}
+
+/// The tables of [`Words`] on a device, to which only ids have to go then.
+pub(super) struct WordsOnDevice {
+    /// [words, width]
+    words: Tensor<2>,
+    /// [positions, width]
+    positions: Tensor<2>,
+    /// What is added to every token, [1, width] each.
+    types: Vec<Tensor<2>>,
+}
+
+impl WordsOnDevice {
+    /// Ids [captions * length] to embedded tokens [captions, length, width].
+    pub(super) fn embed(&self, ids: Tensor<1, Int>, length: usize) -> Tensor<3> {
+        let [_, width] = self.words.dims();
+        let captions = ids.dims()[0] / length;
+        let words = self
+            .words
+            .clone()
+            .select(0, ids)
+            .reshape([captions, length, width]);
+        let sum = words + self.positions.clone().narrow(0, 0, length).unsqueeze();
+        let types = self.types.iter().cloned();
+        types.fold(sum, |sum, row| sum + row.unsqueeze())
     }
 }
 

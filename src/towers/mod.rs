@@ -7,7 +7,8 @@
 //!
 //! - in the last block only the first token's row is computed after keys and values;
 //! - captions are computed at their true length;
-//! - the word table stays on the host, and only the rows in use go to the device.
+//! - on the CPU and by WebGPU the word table stays on the host, and only the rows in use go to the device; a Burn module has
+//!   it on the device, where only ids have to go.
 
 mod efficientnet;
 mod ernie;
@@ -22,8 +23,9 @@ mod training;
 mod vit;
 
 use std::pin::Pin;
+use std::sync::OnceLock;
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData};
 
 pub use efficientnet::EfficientNet;
 pub use ernie::Ernie;
@@ -34,8 +36,9 @@ pub use vit::Vit;
 
 #[cfg(feature = "wgpu")]
 use crate::gpu::Gpu;
-use crate::kernels::Rows;
+use crate::image::Preprocessor;
 use crate::kernels::convolution::Map;
+use crate::kernels::{Rows, for_each_chunk};
 use crate::vectors::Embeddings;
 use crate::weights::{self, Dtype, TensorSource};
 use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
@@ -45,8 +48,8 @@ use efficientnet::HostEfficientNet;
 #[cfg(feature = "wgpu")]
 use gpu::{GpuErnie, GpuVit};
 use host::{HostErnie, HostVit};
-use load::Words;
 pub(crate) use load::{Layered, Loader};
+use load::{Words, WordsOnDevice};
 #[cfg(feature = "train")]
 pub(crate) use load::{parameter, parameter_id};
 use precision::{narrowed, to};
@@ -188,6 +191,16 @@ trait ImageBody: Send + Sync {
     /// As [`ImageBody::embed`], without blocking.
     fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a>;
 
+    /// As [`ImageBody::embed`], from the bytes of `batch` crops.
+    fn embed_bytes(&self, bytes: &[u8], batch: usize, preprocessor: &Preprocessor) -> Result<Vec<f32>> {
+        let values = preprocessor.values();
+        let mut pixels = vec![0.0; bytes.len()];
+        for_each_chunk(&mut pixels, values, |i, pixels| {
+            preprocessor.normalise(&bytes[i * values..][..values], pixels);
+        });
+        self.embed(&pixels, batch)
+    }
+
     /// Every step of the way of images of this size, which a transformer is not asked for any but its own.
     fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>>;
 
@@ -300,6 +313,18 @@ impl<M: ImageModule> OnDevice<M> {
             &self.device,
         )
     }
+
+    /// The pixels of crops, normalised on the device: a quarter of what they are afterwards goes there.
+    fn upload_bytes(&self, bytes: &[u8], batch: usize, preprocessor: &Preprocessor) -> Tensor<4> {
+        let size = preprocessor.size();
+        let data = TensorData::new(bytes.to_vec(), [batch, size, size, 3]);
+        let bytes = Tensor::<4, Int>::from_data(data, (&self.device, DType::U8)).cast(IntDType::I32);
+        let first = Tensor::<1, Int>::from_ints([0, 256, 512], &self.device);
+        let places = (bytes + first.unsqueeze()).permute([0, 3, 1, 2]);
+        let table = TensorData::new(preprocessor.table().concat(), [3 * 256]);
+        let pixels = Tensor::<1>::from_data(table, &self.device).select(0, places.reshape([-1]));
+        pixels.reshape([batch, 3, size, size])
+    }
 }
 
 impl<M: ImageModule> ImageBody for OnDevice<M> {
@@ -311,6 +336,14 @@ impl<M: ImageModule> ImageBody for OnDevice<M> {
     fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
         let pixels = self.upload(pixels, square(pixels, batch));
         Box::pin(async move { host_values_async(self.embeddings(pixels)).await })
+    }
+
+    fn embed_bytes(&self, bytes: &[u8], batch: usize, preprocessor: &Preprocessor) -> Result<Vec<f32>> {
+        Ok(host_values(self.embeddings(self.upload_bytes(
+            bytes,
+            batch,
+            preprocessor,
+        ))))
     }
 
     fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>> {
@@ -438,7 +471,7 @@ impl ImageTower {
     /// # Errors
     /// [`Error::Image`] where the number of values is not a multiple of an image's.
     pub fn embed_raw(&self, pixels: &[f32]) -> Result<Vec<f32>> {
-        match self.batch(pixels)? {
+        match self.batch(pixels.len())? {
             0 => Ok(Vec::new()),
             batch => self.body.embed(pixels, batch),
         }
@@ -452,13 +485,32 @@ impl ImageTower {
         normalised(self.embed_raw(pixels)?, self.config.width())
     }
 
+    /// As [`ImageTower::embed`], from crops as [`Preprocessor::crop`] makes them, \[batch, image_size, image_size, 3\], which
+    /// the device normalises.
+    ///
+    /// # Errors
+    /// As [`ImageTower::embed_raw`]; also where the preprocessor makes crops of another size.
+    pub fn embed_crops(&self, crops: &[u8], preprocessor: &Preprocessor) -> Result<Embeddings> {
+        let (size, own) = (preprocessor.size(), self.config.image_size());
+        if size != own {
+            return Err(Error::Image(format!(
+                "crops of {size} x {size} pixels, expected {own} x {own}"
+            )));
+        }
+        let raw = match self.batch(crops.len())? {
+            0 => Vec::new(),
+            batch => self.body.embed_bytes(crops, batch, preprocessor)?,
+        };
+        normalised(raw, self.config.width())
+    }
+
     /// As [`ImageTower::embed`], for a device whose results cannot be waited for on the thread that asks, as in a
     /// browser.
     ///
     /// # Errors
     /// As [`ImageTower::embed_raw`], and [`Error::Device`] where the device fails.
     pub async fn embed_async(&self, pixels: &[f32]) -> Result<Embeddings> {
-        let raw = match self.batch(pixels)? {
+        let raw = match self.batch(pixels.len())? {
             0 => Vec::new(),
             batch => self.body.embed_async(pixels, batch).await?,
         };
@@ -470,7 +522,7 @@ impl ImageTower {
     /// # Errors
     /// As [`ImageTower::embed_raw`].
     pub fn trace(&self, pixels: &[f32]) -> Result<Vec<Step>> {
-        self.batch(pixels)?;
+        self.batch(pixels.len())?;
         self.body.trace(pixels, Map::square(self.config.image_size()))
     }
 
@@ -499,16 +551,16 @@ impl ImageTower {
         }
     }
 
-    fn batch(&self, pixels: &[f32]) -> Result<usize> {
-        if !pixels.len().is_multiple_of(self.image_values()) {
+    /// How many images so many values are.
+    fn batch(&self, values: usize) -> Result<usize> {
+        if !values.is_multiple_of(self.image_values()) {
             let size = self.config.image_size();
             return Err(Error::Image(format!(
-                "{} values, expected a multiple of {} (3 x {size} x {size})",
-                pixels.len(),
+                "{values} values, expected a multiple of {} (3 x {size} x {size})",
                 self.image_values()
             )));
         }
-        Ok(pixels.len() / self.image_values())
+        Ok(values / self.image_values())
     }
 }
 
@@ -554,18 +606,42 @@ impl TextBody for HostErnie {
     }
 }
 
-impl OnDevice<Ernie> {
+/// A text tower as a Burn module, with its tables, which follow with the first captions.
+struct ErnieOnDevice {
+    module: Ernie,
+    device: Device,
+    tables: OnceLock<WordsOnDevice>,
+}
+
+impl ErnieOnDevice {
+    fn new(module: Ernie, device: &Device) -> Self {
+        Self {
+            module,
+            device: device.clone(),
+            tables: OnceLock::new(),
+        }
+    }
+
     /// Captions of like length together: each group is padded to its longest only.
     fn grouped(&self, words: &Words, captions: &[&[u32]]) -> Tensor<2> {
         /// Lengths are rounded up to a multiple of this, so that a device sees few different shapes.
         const STEP: usize = 8;
-        let length = |i: usize| captions[i].len().next_multiple_of(STEP);
+        let tables = self.tables.get_or_init(|| words.on_device(&self.device));
+        let length = |i: usize| captions[i].len().next_multiple_of(STEP).min(words.positions());
         let mut order: Vec<usize> = (0..captions.len()).collect();
         order.sort_by_key(|&i| length(i));
         let groups = order.chunk_by(|&a, &b| length(a) == length(b)).map(|group| {
-            let captions: Vec<&[u32]> = group.iter().map(|&i| captions[i]).collect();
-            let (embedded, key_bias) = self.upload(words, &captions);
-            self.module.forward(embedded, key_bias)
+            let length = length(group[0]);
+            let mut ids = vec![0i32; group.len() * length];
+            for (ids, &i) in ids.chunks_exact_mut(length).zip(group) {
+                for (to, &id) in ids.iter_mut().zip(captions[i]) {
+                    *to = id as i32;
+                }
+            }
+            let key_bias = self.key_bias(ids.iter().map(|&id| id == 0), length);
+            let count = ids.len();
+            let ids = Tensor::from_data(TensorData::new(ids, [count]), &self.device);
+            self.module.forward(tables.embed(ids, length), key_bias)
         });
         let sorted = Tensor::cat(groups.collect(), 0);
         let mut place = vec![0i32; order.len()];
@@ -576,30 +652,15 @@ impl OnDevice<Ernie> {
         sorted.select(0, place)
     }
 
-    /// The embedded tokens [captions, longest, width] and the keys' bias [captions, 1, 1, longest].
-    fn upload(&self, words: &Words, captions: &[&[u32]]) -> (Tensor<3>, Tensor<4>) {
-        let width = words.width();
-        let longest = captions.iter().map(|c| c.len()).max().unwrap_or(0);
-        let mut embedded = vec![0.0; captions.len() * longest * width];
-        let mut key_bias = vec![-10_000.0f32; captions.len() * longest];
-        for (i, caption) in captions.iter().enumerate() {
-            for (position, &id) in caption.iter().enumerate() {
-                let row = i * longest + position;
-                words.embed(id, position, &mut embedded[row * width..][..width]);
-                if id != 0 {
-                    key_bias[row] = 0.0;
-                }
-            }
-        }
-        let batch = captions.len();
-        (
-            Tensor::from_data(TensorData::new(embedded, [batch, longest, width]), &self.device),
-            Tensor::from_data(TensorData::new(key_bias, [batch, 1, 1, longest]), &self.device),
-        )
+    /// The keys' bias [captions, 1, 1, length] by which tokens are padding.
+    fn key_bias(&self, padding: impl Iterator<Item = bool>, length: usize) -> Tensor<4> {
+        let bias: Vec<f32> = padding.map(|is| if is { -10_000.0 } else { 0.0 }).collect();
+        let captions = bias.len() / length;
+        Tensor::from_data(TensorData::new(bias, [captions, 1, 1, length]), &self.device)
     }
 }
 
-impl TextBody for OnDevice<Ernie> {
+impl TextBody for ErnieOnDevice {
     fn embed(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<f32>> {
         Ok(host_values(self.grouped(words, captions)))
     }
@@ -609,8 +670,21 @@ impl TextBody for OnDevice<Ernie> {
     }
 
     fn trace(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<Step>> {
+        let (batch, width) = (captions.len(), words.width());
+        let longest = captions.iter().map(|c| c.len()).max().unwrap_or(0);
+        let mut embedded = vec![0.0; batch * longest * width];
+        let mut is_padding = vec![true; batch * longest];
+        for (i, caption) in captions.iter().enumerate() {
+            for (position, &id) in caption.iter().enumerate() {
+                let row = i * longest + position;
+                words.embed(id, position, &mut embedded[row * width..][..width]);
+                is_padding[row] = id == 0;
+            }
+        }
+        let embedded = TensorData::new(embedded, [batch, longest, width]);
+        let embedded = Tensor::from_data(embedded, &self.device);
+        let key_bias = self.key_bias(is_padding.into_iter(), longest);
         let mut steps = Vec::new();
-        let (embedded, key_bias) = self.upload(words, captions);
         let mut observe = Observe::new("text", Some(&mut steps));
         self.module.forward_observed(embedded, key_bias, &mut observe);
         Ok(steps)
@@ -663,7 +737,7 @@ impl TextTower {
             true => Box::new(HostErnie::load(&loader, config, device)?),
             false => {
                 let module = narrowed(Ernie::load(&loader, config, device)?, engine.dtype());
-                Box::new(OnDevice::new(module, device, engine.dtype()))
+                Box::new(ErnieOnDevice::new(module, device))
             }
         };
         Ok(Self {

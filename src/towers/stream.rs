@@ -9,7 +9,9 @@ use super::efficientnet::HostEfficientNet;
 use super::gpu::{GpuErnie, GpuVit};
 use super::host::{HostErnie, HostVit};
 use super::load::{Layered, Loader, Words};
-use super::{EfficientNet, Engine, Ernie, ImageBody, ImageTower, OnDevice, TextBody, TextTower, Vit};
+use super::{
+    EfficientNet, Engine, Ernie, ErnieOnDevice, ImageBody, ImageTower, OnDevice, TextBody, TextTower, Vit,
+};
 #[cfg(feature = "wgpu")]
 use crate::gpu::Gpu;
 use crate::weights::{TensorStream, image_tensors, text_tensors};
@@ -329,10 +331,8 @@ parts!(EfficientNet, ImageBody, |module, device| OnDevice::new(
     &device,
     FloatDType::F32
 ));
-parts!(Ernie, TextBody, |module, device| OnDevice::new(
-    module,
-    &device,
-    FloatDType::F32
+parts!(Ernie, TextBody, |module, device| ErnieOnDevice::new(
+    module, &device
 ));
 #[cfg(feature = "wgpu")]
 parts!(GpuVit, ImageBody, |tower, _gpu| tower);
