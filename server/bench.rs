@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
 use ernie_vil::kernels::InstructionSet;
 use ernie_vil::pairs::PairReader;
@@ -101,7 +101,8 @@ fn random_config(structure: Structure) -> ModelConfig {
 
 fn load(args: &cli::Bench, config: ModelConfig, image: bool, text: bool) -> Result<DualEncoder> {
     if let Some(folder) = &args.model.model {
-        return Ok(Model::open(folder, Towers { image, text }, &args.device)?.encoder);
+        let model = Model::open(folder, Towers { image, text }, &[args.device])?;
+        return model.encoders.into_iter().next().context("a device");
     }
     let weights = RandomWeights::new(&config.image, &config.text, 1);
     let source: &dyn ernie_vil::weights::TensorSource = &weights;
@@ -116,10 +117,10 @@ fn cold_start(folder: &Path, args: &cli::Bench) -> Result<()> {
         image: false,
         text: true,
     };
-    let model = Model::open(folder, towers, &args.device)?;
+    let model = Model::open(folder, towers, &[args.device])?;
     let ids = model.encode("雪地里的红色汽车")?;
     let loaded = start.elapsed();
-    let vector = model.embed_captions(&[&ids])?;
+    let vector = model.embed_captions(0, &[&ids])?;
     let total = start.elapsed();
     ensure!(vector.rows() == 1, "one caption gives one vector");
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;

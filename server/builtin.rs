@@ -27,7 +27,7 @@ pub fn config() -> Result<ModelConfig> {
 
 /// Loads the model.
 #[cfg(feature = "scenes")]
-pub fn model(device: &cli::DeviceArgs) -> Result<Model> {
+pub fn model(devices: &[cli::DeviceArgs]) -> Result<Model> {
     use anyhow::Context;
     use ernie_vil::weights::{SafetensorsFile, TensorSource};
     let (image, text) = (
@@ -35,7 +35,7 @@ pub fn model(device: &cli::DeviceArgs) -> Result<Model> {
         SafetensorsFile::parse(scenes::TEXT)?,
     );
     let sources: [&dyn TensorSource; 2] = [&image, &text];
-    Model::from_parts(config()?, scenes::VOCAB, sources, device).context("the built-in model")
+    Model::from_parts(config()?, scenes::VOCAB, sources, devices).context("the built-in model")
 }
 
 /// The model's vocabulary.
@@ -62,7 +62,7 @@ pub fn config() -> Result<ModelConfig> {
 }
 
 #[cfg(not(feature = "scenes"))]
-pub fn model(_device: &cli::DeviceArgs) -> Result<Model> {
+pub fn model(_devices: &[cli::DeviceArgs]) -> Result<Model> {
     missing("--model")
 }
 

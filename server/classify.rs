@@ -5,14 +5,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use ernie_vil::classify::{PLACE, TEMPLATES, label_vectors, probabilities, prompts};
-use ernie_vil::image::Preprocessor;
+use ernie_vil::image::Pixels;
 use ernie_vil::vectors::Embeddings;
 use rayon::prelude::*;
 use serde_json::json;
 
 use crate::cli;
 use crate::model::{self, Model};
-use crate::search::preprocess;
+use crate::search::crop;
 
 /// Pictures, and prompts, that go through a tower together.
 const BATCH: usize = 16;
@@ -27,7 +27,7 @@ pub fn run(args: &cli::Classify, global: &cli::Global) -> Result<()> {
         args.template.iter().map(String::as_str).collect()
     };
     let prompts = prompts(&labels, &templates)?;
-    let model = Model::load(&args.model, &args.device, global)?;
+    let model = Model::load(&args.model, &[args.device], global)?;
     let config = model.config();
     let (text_width, width) = (config.text.width, config.image.width());
     ensure!(
@@ -41,29 +41,22 @@ pub fn run(args: &cli::Classify, global: &cli::Global) -> Result<()> {
             .map(|text| model.encode(text))
             .collect::<Result<_>>()?;
         let ids: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-        values.extend_from_slice(model.embed_captions(&ids)?.data());
+        values.extend_from_slice(model.embed_captions(0, &ids)?.data());
     }
     let rows = Embeddings::new(prompts.len(), width, values)?;
     let label_vectors = label_vectors(rows, templates.len())?;
 
-    let preprocessor = Preprocessor::of(config);
+    let preprocessor = model.preprocessor();
     let mut failed = 0;
     for files in args.images.chunks(BATCH) {
-        let inputs: Vec<Result<Vec<f32>>> = files
-            .par_iter()
-            .map(|file| {
-                let mut input = vec![0.0; preprocessor.values()];
-                preprocess(&preprocessor, file, &mut input)?;
-                Ok(input)
-            })
-            .collect();
+        let inputs: Vec<Result<Pixels>> = files.par_iter().map(|file| crop(&preprocessor, file)).collect();
         let mut read = Vec::new();
-        let mut pixels = Vec::new();
+        let mut crops = Vec::new();
         for (file, input) in files.iter().zip(inputs) {
             match input {
-                Ok(input) => {
+                Ok(crop) => {
                     read.push(file);
-                    pixels.extend(input);
+                    crops.extend_from_slice(crop.data());
                 }
                 Err(error) => {
                     failed += 1;
@@ -71,7 +64,7 @@ pub fn run(args: &cli::Classify, global: &cli::Global) -> Result<()> {
                 }
             }
         }
-        let images = model.embed_images(&pixels)?;
+        let images = model.embed_images(0, &crops)?;
         for (file, image) in read.into_iter().zip(&images) {
             print(
                 file,

@@ -79,6 +79,13 @@ pub enum Device {
     Auto,
 }
 
+impl Device {
+    /// Whether it is a graphics card, where kernels are compiled and work is waited for.
+    pub fn is_card(self) -> bool {
+        matches!(self, Self::Wgpu | Self::Cuda(_))
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 
@@ -124,7 +131,7 @@ impl fmt::Display for Device {
     }
 }
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 pub struct DeviceArgs {
     /// Where the towers run: cpu; wgpu, a graphics card by Vulkan, Metal or Direct3D 12; cuda or cuda:NUMBER, an NVIDIA card (needs the
     /// feature cuda); auto, a card that wgpu finds or else the CPU; flex, the CPU by Burn alone, to compare with
@@ -133,6 +140,33 @@ pub struct DeviceArgs {
     /// Precision of the weights on the device and of what is multiplied with them; normalisations and sums stay in single precision
     #[arg(long, env = "ERNIE_VIL_DEVICE_DTYPE", default_value = "auto", value_enum)]
     pub dtype: DeviceDtype,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DevicesArgs {
+    /// Where the towers run: cpu; wgpu, a graphics card by Vulkan, Metal or Direct3D 12; cuda or cuda:NUMBER, an NVIDIA card (needs the
+    /// feature cuda); auto, a card that wgpu finds or else the CPU; flex, the CPU by Burn alone, to compare with. Of several, with
+    /// commas between, each takes the next batch when it is free: cuda:0,cuda:1
+    #[arg(
+        long,
+        env = "ERNIE_VIL_DEVICE",
+        default_value = "cpu",
+        value_name = "DEVICE",
+        value_delimiter = ','
+    )]
+    pub device: Vec<Device>,
+    /// Precision of the weights on the device and of what is multiplied with them; normalisations and sums stay in single precision
+    #[arg(long, env = "ERNIE_VIL_DEVICE_DTYPE", default_value = "auto", value_enum)]
+    pub dtype: DeviceDtype,
+}
+
+impl DevicesArgs {
+    /// Each device for itself.
+    pub fn each(&self) -> Vec<DeviceArgs> {
+        let dtype = self.dtype;
+        let each = self.device.iter();
+        each.map(|&device| DeviceArgs { device, dtype }).collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -433,7 +467,7 @@ pub struct Embed {
     #[command(flatten)]
     pub rows: Rows,
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub device: DevicesArgs,
     /// Go on where an earlier run of the same command was broken off
     #[arg(long, env = "ERNIE_VIL_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
     pub resume: bool,
@@ -511,7 +545,7 @@ pub struct Eval {
     #[command(flatten)]
     pub rows: Rows,
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub device: DevicesArgs,
     /// How to print the scores
     #[arg(long, env = "ERNIE_VIL_REPORT", default_value = "table", value_enum)]
     pub format: ReportFormat,
@@ -644,7 +678,7 @@ pub struct Serve {
     #[command(flatten)]
     pub model: ModelArg,
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub device: DevicesArgs,
     /// Where to listen; with port 0 the system chooses one, which the first line on standard output says
     #[arg(
         long,

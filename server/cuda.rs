@@ -1,4 +1,5 @@
-//! Whether an NVIDIA card can be used, before Burn is asked for it, which would end the program where it cannot.
+//! Whether an NVIDIA card can be used, before Burn is asked for it, which would end the program where it cannot; and where
+//! the kernels are kept that are compiled for it.
 
 use std::ffi::c_int;
 use std::path::PathBuf;
@@ -22,11 +23,33 @@ const FOLDERS: &[&str] = &["/usr/local/cuda", "/opt/cuda", "/usr"];
 /// A header that kernels in half precision include.
 const HEADER: &str = "include/cuda_fp16.h";
 
+/// Checks that the card can be used, and has what is compiled for it kept for the next run.
+///
+/// # Errors
+/// Those of [`check`].
+#[cfg(feature = "cuda")]
+pub fn prepare(number: usize) -> Result<()> {
+    use burn::cubecl::config::cache::CacheConfig;
+    use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+
+    check(number)?;
+    // What a `cubecl.toml` in the folder or above says counts. Without one nothing that is compiled would be kept, and which
+    // kernels are fastest only in the folder where a project of Rust's is built; now all of it is in the user's cache folder.
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    config.compilation.cache = true;
+    if let CacheConfig::Target = config.environment.path {
+        config.environment.path = CacheConfig::Global;
+    }
+    // The first one stays.
+    CubeClRuntimeConfig::try_set(config);
+    Ok(())
+}
+
 /// Checks that there is a driver with this card, NVRTC, and CUDA's headers.
 ///
 /// # Errors
 /// [`Error::Device`] says what is missing and what to install.
-pub fn check(number: usize) -> Result<()> {
+fn check(number: usize) -> Result<()> {
     let driver = open(DRIVER).ok_or_else(|| {
         missing("no NVIDIA driver (libcuda.so.1 was not found), expected one: install it, or leave out --device cuda")
     })?;

@@ -31,7 +31,7 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
                     eprintln!("note: {warning}");
                 }
             }
-            let model = configured(&config, &args.device)?;
+            let model = configured(&config, &args.device.each())?;
             (
                 model,
                 config.test_file,
@@ -40,7 +40,7 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
             )
         }
         None => {
-            let model = Model::load(&args.model, &args.device, global)?;
+            let model = Model::load(&args.model, &args.device.each(), global)?;
             let (Some(input), Some(output)) = (args.input.clone(), args.output.clone()) else {
                 bail!("--input and --output are needed where there is no --config");
             };
@@ -66,7 +66,7 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
 }
 
 /// The model that a run configuration of the original describes.
-fn configured(config: &RunConfig, device: &cli::DeviceArgs) -> Result<Model> {
+fn configured(config: &RunConfig, devices: &[cli::DeviceArgs]) -> Result<Model> {
     let specials = [config.pad_token, config.cls_token, config.sep_token];
     let vocab = model::read(&config.vocab_file, model::LARGEST_VOCAB)?;
     let weights = model::map(&config.init_from_params)?;
@@ -92,7 +92,7 @@ fn configured(config: &RunConfig, device: &cli::DeviceArgs) -> Result<Model> {
         fingerprint: format!("{} without a model folder", config.init_from_params.display()),
         sources: Vec::new(),
     };
-    let model = Model::from_parts(model_config, &vocab, [&checkpoint, &checkpoint], device)
+    let model = Model::from_parts(model_config, &vocab, [&checkpoint, &checkpoint], devices)
         .with_context(|| config.init_from_params.display().to_string())?;
     let vocabulary = ernie_vil::text::Vocabulary::parse(&vocab)?;
     let found = [vocabulary.pad(), vocabulary.cls(), vocabulary.sep()];

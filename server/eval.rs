@@ -20,7 +20,7 @@ pub fn run(args: &cli::Eval, global: &cli::Global) -> Result<()> {
     if let (Some(texts), Some(images)) = (&args.related.texts, &args.related.images) {
         return run_related(texts, images, args, global);
     }
-    let model = Model::load(&args.model, &args.device, global)?;
+    let model = Model::load(&args.model, &args.device.each(), global)?;
     let limit = args.rows.limit.unwrap_or(u64::MAX);
     let progress = Progress::new("evaluating", Unit::Items("pairs"), global.quiet);
     match &args.input {
@@ -98,7 +98,7 @@ fn run_related(texts: &Path, images: &Path, args: &cli::Eval, global: &cli::Glob
     let captions = score::captions(texts)?;
     let ids = score::image_ids(images)?;
     score::relations(&captions, texts, &ids)?;
-    let model = Model::load(&args.model, &args.device, global)?;
+    let model = Model::load(&args.model, &args.device.each(), global)?;
     let progress = Progress::new("evaluating", Unit::Items("rows"), global.quiet);
     progress.set_total(Some((captions.len() + ids.len()) as u64));
 

@@ -10,10 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
 #[cfg(feature = "wgpu")]
 use ernie_vil::gpu::{Gpu, Precision};
+use ernie_vil::image::Preprocessor;
 use ernie_vil::text::Tokenizer;
 #[cfg(feature = "wgpu")]
 use ernie_vil::towers::check_gpu;
-use ernie_vil::towers::{DualEncoder, Engine};
+use ernie_vil::towers::{DualEncoder, Engine, ImageTower, TextTower};
 use ernie_vil::vectors::Embeddings;
 use ernie_vil::weights::{Checkpoint, Manifest, ManifestFile, SafetensorsFile, TensorSource};
 use ernie_vil::{Error, ModelConfig};
@@ -53,17 +54,20 @@ impl Towers {
 /// A tokenizer and the towers.
 pub struct Model {
     pub tokenizer: Tokenizer,
-    pub encoder: DualEncoder,
+    /// The same towers on each device.
+    pub encoders: Vec<DualEncoder>,
+    /// What each device stands for, never `auto`.
+    pub devices: Vec<cli::Device>,
 }
 
 impl Model {
     /// Loads both towers of the model that the command line names, or the built-in one where it names none, of which
     /// it says so.
-    pub fn load(model: &cli::ModelArg, device: &cli::DeviceArgs, global: &cli::Global) -> Result<Self> {
+    pub fn load(model: &cli::ModelArg, devices: &[cli::DeviceArgs], global: &cli::Global) -> Result<Self> {
         match &model.model {
-            Some(folder) => Self::open(folder, Towers::BOTH, device),
+            Some(folder) => Self::open(folder, Towers::BOTH, devices),
             None => {
-                let model = builtin::model(device)?;
+                let model = builtin::model(devices)?;
                 if !global.quiet {
                     eprintln!("{}", builtin::NOTICE);
                 }
@@ -73,7 +77,7 @@ impl Model {
     }
 
     /// Loads a model folder.
-    pub fn open(folder: &Path, towers: Towers, device: &cli::DeviceArgs) -> Result<Self> {
+    pub fn open(folder: &Path, towers: Towers, devices: &[cli::DeviceArgs]) -> Result<Self> {
         let config = read_config(folder)?;
         let manifest = read_manifest(folder)?;
         check_sizes(folder, &manifest)?;
@@ -85,15 +89,15 @@ impl Model {
                 return Ok(None);
             }
             let bytes = tower_file(folder, &manifest, name)?;
-            let loaded = SafetensorsFile::parse(&bytes).and_then(|source| {
-                let source: &dyn TensorSource = &source;
-                encoder(
-                    config.clone(),
-                    towers.image.then_some(source),
-                    towers.text.then_some(source),
-                    device,
-                )
-            });
+            let load = |source: &dyn TensorSource| {
+                let sources = [(towers.image, source), (towers.text, source)];
+                let [image, text] = sources.map(|(wanted, source)| wanted.then_some(source));
+                let each = devices.iter();
+                each.map(|device| encoder(config.clone(), image, text, device))
+                    .collect()
+            };
+            let loaded: ernie_vil::Result<Vec<_>> =
+                SafetensorsFile::parse(&bytes).and_then(|source| load(&source));
             loaded
                 .map(Some)
                 .with_context(|| folder.join(name).display().to_string())
@@ -103,14 +107,16 @@ impl Model {
             || load(IMAGE, towers.image, only(true, false)),
             || load(TEXT, towers.text, only(false, true)),
         );
-        let (image, text) = (image?, text?);
+        let (mut image, mut text) = (image?.into_iter().flatten(), text?.into_iter().flatten());
+        let encoders = devices.iter().map(|_| DualEncoder {
+            image: image.next().and_then(|e| e.image),
+            text: text.next().and_then(|e| e.text),
+            config: config.clone(),
+        });
         Ok(Self {
             tokenizer,
-            encoder: DualEncoder {
-                image: image.and_then(|e| e.image),
-                text: text.and_then(|e| e.text),
-                config,
-            },
+            encoders: encoders.collect(),
+            devices: devices.iter().map(|args| chosen(args.device)).collect(),
         })
     }
 
@@ -119,16 +125,20 @@ impl Model {
         config: ModelConfig,
         vocab: &[u8],
         [image, text]: [&dyn TensorSource; 2],
-        device: &cli::DeviceArgs,
+        devices: &[cli::DeviceArgs],
     ) -> Result<Self> {
+        let tokenizer = Tokenizer::parse(vocab, config.text.vocab_size).context("the vocabulary")?;
+        let load = |device| encoder(config.clone(), Some(image), Some(text), device);
+        let encoders: ernie_vil::Result<Vec<_>> = devices.iter().map(load).collect();
         Ok(Self {
-            tokenizer: Tokenizer::parse(vocab, config.text.vocab_size).context("the vocabulary")?,
-            encoder: encoder(config, Some(image), Some(text), device).context("the weights")?,
+            tokenizer,
+            encoders: encoders.context("the weights")?,
+            devices: devices.iter().map(|args| chosen(args.device)).collect(),
         })
     }
 
     pub fn config(&self) -> &ModelConfig {
-        &self.encoder.config
+        &self.encoders[0].config
     }
 
     /// The ids of a caption as the text tower takes them.
@@ -136,22 +146,56 @@ impl Model {
         Ok(self.tokenizer.encode(caption, self.config().max_text_tokens)?)
     }
 
-    pub fn embed_captions(&self, ids: &[&[u32]]) -> Result<Embeddings> {
-        let text = self
-            .encoder
-            .text
-            .as_ref()
-            .context("the text tower is not loaded")?;
-        Ok(text.embed(ids)?)
+    /// Vectors of captions, computed on the device of this number.
+    pub fn embed_captions(&self, device: usize, ids: &[&[u32]]) -> Result<Embeddings> {
+        Ok(self.text(device)?.embed(ids)?)
     }
 
-    pub fn embed_images(&self, pixels: &[f32]) -> Result<Embeddings> {
-        let image = self
-            .encoder
-            .image
-            .as_ref()
-            .context("the image tower is not loaded")?;
-        Ok(image.embed(pixels)?)
+    /// Vectors of crops, which stand behind one another, computed on the device of this number.
+    pub fn embed_images(&self, device: usize, crops: &[u8]) -> Result<Embeddings> {
+        Ok(self.image(device)?.embed_crops(crops, &self.preprocessor())?)
+    }
+
+    /// What makes crops.
+    pub fn preprocessor(&self) -> Preprocessor {
+        Preprocessor::of(self.config())
+    }
+
+    fn image(&self, device: usize) -> Result<&ImageTower> {
+        let tower = self.encoders[device].image.as_ref();
+        tower.context("the image tower is not loaded")
+    }
+
+    fn text(&self, device: usize) -> Result<&TextTower> {
+        let tower = self.encoders[device].text.as_ref();
+        tower.context("the text tower is not loaded")
+    }
+
+    /// Runs batches of these sizes twice on a device, so that nothing is prepared during the work: kernels are compiled
+    /// and tried out, memory is taken.
+    pub fn warm_up(&self, device: usize, captions: &[usize], images: &[usize]) -> Result<()> {
+        /// What lengths of captions are a multiple of, about.
+        const STEP: usize = 16;
+        let longest = self.config().max_text_tokens;
+        let lengths: Vec<usize> = match self.devices[device].is_card() {
+            true => (STEP..longest).step_by(STEP).chain([longest]).collect(),
+            false => vec![STEP.min(longest)],
+        };
+        for _ in 0..2 {
+            for &batch in images {
+                let crops = vec![128; batch * self.preprocessor().values()];
+                self.embed_images(device, &crops)?;
+            }
+            for (&batch, &length) in captions
+                .iter()
+                .flat_map(|batch| lengths.iter().map(move |n| (batch, n)))
+            {
+                // Any word will do.
+                let caption = vec![1; length];
+                self.embed_captions(device, &vec![&caption[..]; batch])?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -162,7 +206,7 @@ pub fn encoder(
     text: Option<&dyn TensorSource>,
     args: &cli::DeviceArgs,
 ) -> ernie_vil::Result<DualEncoder> {
-    let (device, dtype) = (args.device, args.dtype);
+    let &cli::DeviceArgs { device, dtype } = args;
     let burn = match dtype {
         DeviceDtype::Auto | DeviceDtype::F32 => Engine::Burn,
         DeviceDtype::F16 => Engine::BurnF16,
@@ -172,7 +216,7 @@ pub fn encoder(
         cli::Device::Flex => DualEncoder::load(config, image, text, &Device::flex(), burn),
         #[cfg(feature = "cuda")]
         cli::Device::Cuda(number) => {
-            cuda::check(number)?;
+            cuda::prepare(number)?;
             DualEncoder::load(config, image, text, &Device::cuda(number), burn)
         }
         #[cfg(feature = "wgpu")]

@@ -1,16 +1,19 @@
-//! Pairs to vectors: one thread reads, all cores decode and preprocess, the model computes, in order.
+//! Pairs to vectors: one thread reads, all cores decode and preprocess, the devices compute, and what comes out is in
+//! order.
 //!
-//! The three stages work at the same time on batches that follow each other, with at most
-//! [`AHEAD`] finished batches between two of them, so memory is bounded by a few batches. An image that stands in
-//! several rows behind one another, as those of AIC-ICC do with five captions each, is decoded and embedded once.
+//! The stages work at the same time on batches that follow each other, with at most [`AHEAD`] finished batches between
+//! two of them, so memory is bounded by a few batches. All devices take their batches from one queue, each when it is
+//! free. An image that stands in several rows behind one another, as those of AIC-ICC do with five captions each, is
+//! decoded and embedded once.
 
 use std::io::BufRead;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
+use ernie_vil::image::{Limits, Pixels, decode, decode_base64};
 use ernie_vil::pairs::{Pair, PairReader, Position};
 use ernie_vil::vectors::Embeddings;
 use rayon::prelude::*;
@@ -51,6 +54,10 @@ pub struct Times {
     tokenize: AtomicU64,
     image_tower: AtomicU64,
     text_tower: AtomicU64,
+    /// The longest of all workers'.
+    warm_up: AtomicU64,
+    /// Threads that compute.
+    workers: AtomicU64,
 }
 
 impl Times {
@@ -61,18 +68,21 @@ impl Times {
         result
     }
 
-    /// Each stage's name and busy time; the first four may be several threads', the towers take turns.
-    pub fn stages(&self) -> [(&'static str, Duration); 6] {
-        let get = |counter: &AtomicU64| Duration::from_nanos(counter.load(Ordering::Relaxed));
+    /// Each stage's name and busy time; all but the first may be several threads'.
+    fn stages(&self) -> [(&'static str, Duration); 6] {
         [
-            ("read", get(&self.read)),
-            ("decode", get(&self.decode)),
-            ("preprocess", get(&self.preprocess)),
-            ("tokenize", get(&self.tokenize)),
-            ("image tower", get(&self.image_tower)),
-            ("text tower", get(&self.text_tower)),
+            ("read", duration(&self.read)),
+            ("decode", duration(&self.decode)),
+            ("preprocess", duration(&self.preprocess)),
+            ("tokenize", duration(&self.tokenize)),
+            ("image tower", duration(&self.image_tower)),
+            ("text tower", duration(&self.text_tower)),
         ]
     }
+}
+
+fn duration(nanoseconds: &AtomicU64) -> Duration {
+    Duration::from_nanos(nanoseconds.load(Ordering::Relaxed))
 }
 
 pub struct Options {
@@ -94,19 +104,45 @@ pub fn run<R: BufRead + Send>(
     times: &Times,
     mut sink: impl FnMut(Batch) -> Result<()>,
 ) -> Result<()> {
+    let workers = workers(model);
+    times.workers.store(workers.len() as u64, Ordering::Relaxed);
     let (to_prepare, raw) = sync_channel(AHEAD);
-    let (to_model, prepared) = sync_channel(AHEAD);
+    // What is prepared goes to whichever worker is free, and where its vectors will be to whoever puts them in order. That
+    // many batches are on their way at most, so a slow device holds the others up before memory fills with their vectors.
+    let (to_workers, prepared) = sync_channel(AHEAD);
+    let (to_sink, in_order) = sync_channel(workers.len() + AHEAD);
+    let prepared = Mutex::new(prepared);
     std::thread::scope(|scope| {
         // Each stage ends when the one before it has, or when the one after it no longer listens.
         scope.spawn(move || read_batches(reader, options, times, &to_prepare));
-        scope.spawn(move || prepare_batches(model, raw, options, times, &to_model));
+        scope.spawn(move || prepare_batches(model, raw, options, times, &to_workers, &to_sink));
+        for device in workers {
+            let prepared = &prepared;
+            scope.spawn(move || compute_batches(model, device, prepared, options, times));
+        }
         let mut before = Vec::new();
-        for batch in prepared {
-            let batch: Prepared = batch.with_context(|| name.to_owned())?;
-            sink(embed(model, batch, times, &mut before).with_context(|| name.to_owned())?)?;
+        for coming in in_order {
+            // A worker that is gone without a word has ended by a panic, which the scope passes on.
+            let Ok(batch) = coming.recv() else { break };
+            sink(assemble(
+                model,
+                batch.with_context(|| name.to_owned())?,
+                &mut before,
+            )?)?;
         }
         Ok(())
     })
+}
+
+/// The device of each thread that computes. A card has two, so that it has work while one's vectors are fetched and the
+/// next batch is sent.
+fn workers(model: &Model) -> Vec<usize> {
+    let devices = model.devices.iter().enumerate();
+    let threads = devices.map(|(number, device)| match device.is_card() {
+        true => vec![number; 2],
+        false => vec![number],
+    });
+    threads.collect::<Vec<_>>().concat()
 }
 
 /// A batch as it was read.
@@ -226,85 +262,122 @@ struct Prepared {
     ids: Vec<String>,
     /// None for rows without a caption.
     captions: Vec<Vec<u32>>,
-    /// Each row's image, by its number in `pixels`.
+    /// Each row's image, by its number in `crops`.
     places: Vec<Place>,
-    pixels: Vec<f32>,
+    /// As bytes, which are a quarter of the tower's input.
+    crops: Vec<u8>,
     skipped: Vec<Skipped>,
     position: Position,
 }
+
+/// A batch whose vectors are there.
+struct Computed {
+    batch: Prepared,
+    text: Embeddings,
+    images: Embeddings,
+}
+
+/// A batch for a worker, and where its vectors go.
+type Work = (Prepared, SyncSender<Result<Computed>>);
+/// Where the vectors of a batch will be.
+type Coming = Receiver<Result<Computed>>;
 
 fn prepare_batches(
     model: &Model,
     raw: Receiver<Result<Raw>>,
     options: &Options,
     times: &Times,
-    out: &SyncSender<Result<Prepared>>,
+    out: &SyncSender<Work>,
+    in_order: &SyncSender<Coming>,
 ) {
-    let preprocessor = Preprocessor::of(model.config());
     // Why the last image of the batches before cannot be used.
     let mut before = Ok(());
     for batch in raw {
-        let prepared = batch.map(|batch| prepare(model, batch, &preprocessor, options, times, &mut before));
-        let (prepared, error) = match prepared {
-            Ok(mut prepared) if options.on_error == OnError::Stop && !prepared.skipped.is_empty() => {
+        let prepared = batch.and_then(|batch| {
+            let prepared = prepare(model, batch, options, times, &mut before);
+            match (options.on_error, prepared.skipped.first()) {
                 // The run ends here: the batches before this one are done, this one is not begun.
-                let first = prepared.skipped.remove(0);
-                (None, Some(anyhow!("line {}: {}", first.line, first.reason)))
+                (OnError::Stop, Some(first)) => Err(anyhow!("line {}: {}", first.line, first.reason)),
+                _ => Ok(prepared),
             }
-            Ok(prepared) => (Some(prepared), None),
-            Err(error) => (None, Some(error)),
-        };
-        let is_over = error.is_some();
-        for message in prepared.into_iter().map(Ok).chain(error.map(Err)) {
-            if out.send(message).is_err() {
-                return;
-            }
+        });
+        let (reply, coming) = sync_channel(1);
+        if in_order.send(coming).is_err() {
+            return;
         }
-        if is_over {
+        let goes_on = match prepared {
+            Ok(prepared) => out.send((prepared, reply)).is_ok(),
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                false
+            }
+        };
+        if !goes_on {
             return;
         }
     }
 }
 
+/// Computes on a device until nothing more comes.
+fn compute_batches(
+    model: &Model,
+    device: usize,
+    prepared: &Mutex<Receiver<Work>>,
+    options: &Options,
+    times: &Times,
+) {
+    let next = || prepared.lock().unwrap_or_else(PoisonError::into_inner).recv();
+    let mut warm = Ok(());
+    if model.devices[device].is_card() {
+        let start = Instant::now();
+        let captions = [options.batch_size];
+        let captions = if options.images_only { &[] } else { &captions[..] };
+        warm = model.warm_up(device, captions, &[options.batch_size]);
+        let time = start.elapsed().as_nanos() as u64;
+        times.warm_up.fetch_max(time, Ordering::Relaxed);
+    }
+    while let Ok((batch, reply)) = next() {
+        let computed =
+            std::mem::replace(&mut warm, Ok(())).and_then(|()| compute(model, device, batch, times));
+        // Where nobody wants it any more the run has ended.
+        let _ = reply.send(computed);
+    }
+}
+
+fn compute(model: &Model, device: usize, batch: Prepared, times: &Times) -> Result<Computed> {
+    let captions: Vec<&[u32]> = batch.captions.iter().map(Vec::as_slice).collect();
+    let text = Times::measure(&times.text_tower, || model.embed_captions(device, &captions))?;
+    let images = Times::measure(&times.image_tower, || model.embed_images(device, &batch.crops))?;
+    Ok(Computed { batch, text, images })
+}
+
 fn prepare(
     model: &Model,
     batch: Raw,
-    preprocessor: &Preprocessor,
     options: &Options,
     times: &Times,
     before: &mut Result<(), String>,
 ) -> Prepared {
-    let values = preprocessor.values();
-    let mut pixels = vec![0.0; batch.images.len() * values];
-    let decoded: Vec<Result<(), String>> = batch
+    let preprocessor = model.preprocessor();
+    let decoded: Vec<Result<Pixels, String>> = batch
         .images
         .into_par_iter()
-        .zip(pixels.par_chunks_exact_mut(values))
-        .map(|(image, pixels)| {
+        .map(|image| {
             let image = Times::measure(&times.decode, || {
                 decode_base64(&image).and_then(|bytes| decode(&bytes, &Limits::default()))
             })
             .map_err(|error| error.to_string())?;
-            Times::measure(&times.preprocess, || {
-                preprocessor.tensor_into(&preprocessor.crop(&image), pixels);
-            });
-            Ok(())
+            Ok(Times::measure(&times.preprocess, || preprocessor.crop(&image)))
         })
         .collect();
-    // Good images move up over the gaps that others leave.
-    let mut kept = 0;
-    let places: Vec<Result<Place, String>> = (0..)
-        .zip(&decoded)
-        .map(|(i, image)| {
-            image.clone()?;
-            if i != kept {
-                pixels.copy_within(i * values..(i + 1) * values, kept * values);
-            }
-            kept += 1;
-            Ok(Place::Here(kept - 1))
+    let mut crops = Vec::with_capacity(decoded.len() * preprocessor.values());
+    let places: Vec<Result<Place, String>> = decoded
+        .into_iter()
+        .map(|crop| {
+            crops.extend_from_slice(crop?.data());
+            Ok(Place::Here(crops.len() / preprocessor.values() - 1))
         })
         .collect();
-    pixels.truncate(kept * values);
 
     let rows: Vec<Result<(Row, Vec<u32>), Skipped>> = batch
         .rows
@@ -329,14 +402,14 @@ fn prepare(
             Ok((row, caption))
         })
         .collect();
-    if let Some(last) = decoded.into_iter().next_back() {
-        *before = last;
+    if let Some(last) = places.into_iter().next_back() {
+        *before = last.map(|_| ());
     }
     let mut prepared = Prepared {
         ids: Vec::new(),
         captions: Vec::new(),
         places: Vec::new(),
-        pixels,
+        crops,
         skipped: Vec::new(),
         position: batch.position,
     };
@@ -357,14 +430,12 @@ fn prepare(
 
 /// Embeds captions alone.
 pub fn embed_captions(model: &Model, captions: &[&[u32]], times: &Times) -> Result<Embeddings> {
-    Times::measure(&times.text_tower, || model.embed_captions(captions))
+    Times::measure(&times.text_tower, || model.embed_captions(0, captions))
 }
 
-/// Embeds a batch. `before` is the vector of the last image of the batches before.
-fn embed(model: &Model, batch: Prepared, times: &Times, before: &mut Vec<f32>) -> Result<Batch> {
-    let captions: Vec<&[u32]> = batch.captions.iter().map(Vec::as_slice).collect();
-    let text = embed_captions(model, &captions, times)?;
-    let images = Times::measure(&times.image_tower, || model.embed_images(&batch.pixels))?;
+/// A row for each pair. `before` is the vector of the last image of the batches before.
+fn assemble(model: &Model, computed: Computed, before: &mut Vec<f32>) -> Result<Batch> {
+    let Computed { batch, text, images } = computed;
     let mut values = Vec::with_capacity(batch.places.len() * images.dimensions());
     for place in batch.places {
         values.extend_from_slice(match place {
@@ -422,15 +493,17 @@ pub fn embed_all<R: BufRead + Send>(
 
 /// What a run took, for people: the rate, and each stage's share.
 pub fn summary(rows: u64, unit: &str, elapsed: Duration, times: &Times) -> String {
-    let seconds = elapsed.as_secs_f64();
+    let warm_up = duration(&times.warm_up);
+    let seconds = elapsed.saturating_sub(warm_up).as_secs_f64();
     let stages = times.stages();
     let busiest = stages[4..]
         .iter()
         .max_by_key(|(_, time)| *time)
         .map_or("", |(name, _)| name);
     let towers: Duration = stages[4..].iter().map(|(_, time)| *time).sum();
+    let workers = times.workers.load(Ordering::Relaxed).max(1);
     // The model waits for nothing but its input: where it was idle, reading and decoding held it up.
-    let bound = match towers.as_secs_f64() / seconds.max(1e-9) {
+    let bound = match towers.as_secs_f64() / (seconds * workers as f64).max(1e-9) {
         busy if busy > 0.7 => busiest,
         _ => "reading and decoding",
     };
@@ -438,8 +511,12 @@ pub fn summary(rows: u64, unit: &str, elapsed: Duration, times: &Times) -> Strin
         .iter()
         .map(|(name, time)| format!("{name} {:.2} s", time.as_secs_f64()))
         .collect();
+    let after = match warm_up {
+        Duration::ZERO => String::new(),
+        time => format!(", after {:.2} s of warming up", time.as_secs_f64()),
+    };
     format!(
-        "{rows} {unit} in {seconds:.2} s, {:.1} a second, bound by {bound} (busy: {})",
+        "{rows} {unit} in {seconds:.2} s, {:.1} a second, bound by {bound} (busy: {}){after}",
         rows as f64 / seconds.max(1e-9),
         list.join(", ")
     )

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
-use ernie_vil::image::{Limits, Preprocessor};
+use ernie_vil::image::{Limits, Pixels, Preprocessor, decode};
 use ernie_vil::index::EmbeddingIndex;
 use rayon::prelude::*;
 use serde_json::json;
@@ -25,7 +25,7 @@ const EXTENSIONS: [&str; 10] = [
 
 pub fn run(args: &cli::Search, global: &cli::Global) -> Result<()> {
     ensure!(args.images.is_dir(), "{} is no folder", args.images.display());
-    let model = Model::load(&args.model, &args.device, global)?;
+    let model = Model::load(&args.model, &[args.device], global)?;
     let (text_width, image_width) = (model.config().text.width, model.config().image.width());
     ensure!(
         args.text.is_empty() || text_width == image_width,
@@ -41,13 +41,11 @@ pub fn run(args: &cli::Search, global: &cli::Global) -> Result<()> {
 
     let mut queries = Vec::new();
     for text in &args.text {
-        queries.push((text.clone(), model.embed_captions(&[&model.encode(text)?])?));
+        queries.push((text.clone(), model.embed_captions(0, &[&model.encode(text)?])?));
     }
     for path in &args.image {
-        let preprocessor = Preprocessor::of(model.config());
-        let mut pixels = vec![0.0; preprocessor.values()];
-        preprocess(&preprocessor, path, &mut pixels)?;
-        queries.push((path.display().to_string(), model.embed_images(&pixels)?));
+        let crop = crop(&model.preprocessor(), path)?;
+        queries.push((path.display().to_string(), model.embed_images(0, crop.data())?));
     }
     for (i, (name, query)) in queries.iter().enumerate() {
         let hits = index.search(query.row(0), args.top)?;
@@ -129,29 +127,25 @@ fn index(model: &Model, args: &cli::Search, global: &cli::Global) -> Result<Embe
 
     let progress = Progress::new("embedding", Unit::Items("pictures"), global.quiet);
     progress.set_total(Some(new.len() as u64));
-    let preprocessor = Preprocessor::of(config);
-    let values = preprocessor.values();
+    let preprocessor = model.preprocessor();
     let mut skipped = Vec::new();
     for batch in new.chunks(BATCH) {
-        let mut pixels = vec![0.0; batch.len() * values];
-        let read: Vec<Result<()>> = batch
-            .par_iter()
-            .zip(pixels.par_chunks_exact_mut(values))
-            .map(|((_, file), pixels)| preprocess(&preprocessor, file, pixels))
+        let read: Vec<Result<Pixels>> = (batch.par_iter())
+            .map(|(_, file)| crop(&preprocessor, file))
             .collect();
-        let mut good = Vec::new();
-        for (i, read) in read.into_iter().enumerate() {
-            match read {
-                Ok(()) => {
-                    pixels.copy_within(i * values..(i + 1) * values, good.len() * values);
-                    good.push(batch[i].0);
+        let (mut good, mut crops) = (Vec::new(), Vec::new());
+        for ((id, _), crop) in batch.iter().zip(read) {
+            match crop {
+                Ok(crop) => {
+                    crops.extend_from_slice(crop.data());
+                    good.push(id);
                 }
                 Err(error) => skipped.push(error),
             }
         }
-        let vectors = model.embed_images(&pixels[..good.len() * values])?;
+        let vectors = model.embed_images(0, &crops)?;
         for (row, id) in good.into_iter().enumerate() {
-            index.add(id.clone(), vectors.row(row))?;
+            index.add(String::clone(id), vectors.row(row))?;
         }
         progress.add(batch.len() as u64);
     }
@@ -167,13 +161,12 @@ fn index(model: &Model, args: &cli::Search, global: &cli::Global) -> Result<Embe
     Ok(index)
 }
 
-/// Reads a picture into the image tower's input.
-pub fn preprocess(preprocessor: &Preprocessor, file: &Path, pixels: &mut [f32]) -> Result<()> {
+/// Reads a picture, of which the crop is kept that the image tower sees.
+pub fn crop(preprocessor: &Preprocessor, file: &Path) -> Result<Pixels> {
     let limits = Limits::default();
     let bytes = model::read(file, limits.max_bytes as u64)?;
-    preprocessor
-        .preprocess_into(&bytes, &limits, pixels)
-        .with_context(|| file.display().to_string())
+    let pixels = decode(&bytes, &limits).with_context(|| file.display().to_string())?;
+    Ok(preprocessor.crop(&pixels))
 }
 
 /// Lists the pictures of a folder and its sub-folders, by name; links to folders are not followed.

@@ -11,7 +11,6 @@ use ernie_vil::image::Preprocessor;
 use ernie_vil::pairs::PairReader;
 use ernie_vil::recall::{self, Report};
 use ernie_vil::text::Tokenizer;
-use ernie_vil::towers::{DualEncoder, Engine};
 use ernie_vil::train::{self, StepReport, Trainer};
 use ernie_vil::weights::{Dtype, RandomWeights, SafetensorsFile, TensorSource, Together, write_safetensors};
 use ernie_vil::{ModelConfig, Preprocessing};
@@ -74,7 +73,7 @@ pub enum Metric {
 
 pub fn run(args: &cli::Train, global: &cli::Global) -> Result<()> {
     let config = TrainConfig::read(&args.config)?;
-    let run = Run::prepare(config, args.resume, training_device(args.device)?, global)?;
+    let run = Run::prepare(config, args, global)?;
     run.train()
 }
 
@@ -84,7 +83,7 @@ fn training_device(device: cli::Device) -> Result<Device> {
         cli::Device::Cpu => Ok(Device::flex()),
         #[cfg(feature = "cuda")]
         cli::Device::Cuda(number) => {
-            crate::cuda::check(number)?;
+            crate::cuda::prepare(number)?;
             Ok(Device::cuda(number))
         }
         other => bail!("training does not run on {other}, expected cpu or cuda"),
@@ -94,6 +93,7 @@ fn training_device(device: cli::Device) -> Result<Device> {
 struct Run<'a> {
     config: TrainConfig,
     global: &'a cli::Global,
+    device: cli::Device,
     data: TrainData,
     tokenizer: Tokenizer,
     vocab: Vec<u8>,
@@ -103,7 +103,8 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn prepare(config: TrainConfig, resume: bool, device: Device, global: &'a cli::Global) -> Result<Self> {
+    fn prepare(config: TrainConfig, args: &cli::Train, global: &'a cli::Global) -> Result<Self> {
+        let (resume, device) = (args.resume, training_device(args.device)?);
         let data = TrainData::open(&config.train_file)?;
         ensure!(
             data.rows() >= config.batch_size,
@@ -166,6 +167,7 @@ impl<'a> Run<'a> {
         Ok(Self {
             config,
             global,
+            device: args.device,
             data,
             tokenizer,
             vocab,
@@ -226,7 +228,14 @@ impl<'a> Run<'a> {
                 if let Some(path) = &config.validation_file
                     && (is_last || report.step % validate_every == 0)
                 {
-                    let metric = validate(&trainer, &self.model, &self.vocab, path, report.step)?;
+                    let weights = trainer.weights();
+                    let sources: [&dyn TensorSource; 2] = [&weights, &weights];
+                    let device = cli::DeviceArgs {
+                        device: self.device,
+                        dtype: cli::DeviceDtype::Auto,
+                    };
+                    let model = Model::from_parts(self.model.clone(), &self.vocab, sources, &[device])?;
+                    let metric = validate(&model, path, report.step)?;
                     if let Metric::Validation { mean, .. } = metric {
                         recall = format!(", recall {mean:.2} %");
                         if !self.global.quiet {
@@ -309,20 +318,7 @@ fn train_metric(report: &StepReport, names: &[String], pairs_per_second: f64) ->
 }
 
 /// Recall of the weights as they are now, by the towers that inference uses.
-fn validate(trainer: &Trainer, config: &ModelConfig, vocab: &[u8], path: &Path, step: u64) -> Result<Metric> {
-    let weights = trainer.weights();
-    let source: &dyn TensorSource = &weights;
-    let encoder = DualEncoder::load(
-        config.clone(),
-        Some(source),
-        Some(source),
-        &Device::flex(),
-        Engine::Auto,
-    )?;
-    let model = Model {
-        tokenizer: Tokenizer::parse(vocab, config.text.vocab_size)?,
-        encoder,
-    };
+fn validate(model: &Model, path: &Path, step: u64) -> Result<Metric> {
     let name = path.display().to_string();
     let file = BufReader::with_capacity(1 << 18, File::open(path).with_context(|| name.clone())?);
     let options = Options {
@@ -332,7 +328,7 @@ fn validate(trainer: &Trainer, config: &ModelConfig, vocab: &[u8], path: &Path, 
         images_only: false,
     };
     let reader = PairReader::new(file);
-    let all = pipeline::embed_all(&model, reader, &name, &options, &Times::default(), |_| ())?;
+    let all = pipeline::embed_all(model, reader, &name, &options, &Times::default(), |_| ())?;
     let ranks = recall::ranks(&all.text, &all.image, recall::Options::default())?;
     let figures = Report::new(&ranks)?.figures();
     let direction = |r: recall::Recall| [r.r1 * 100.0, r.r5 * 100.0, r.r10 * 100.0];

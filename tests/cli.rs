@@ -646,6 +646,48 @@ fn a_bad_row_stops_the_run_and_is_named_or_is_skipped_and_listed() {
     assert!(error.contains("belongs to another run"), "{error}");
 }
 
+/// Each device takes the next batch when it is free; the slower one holds nothing back for good and nothing out of order.
+#[test]
+fn several_devices_share_the_work_in_order() {
+    let folder = TempDir::new().unwrap();
+    let input = folder.path().join("pairs.tsv");
+    // Neighbours with the same picture, also across the borders of batches.
+    let tsv = fs::read_to_string(golden("coco_cn_style.tsv")).unwrap();
+    let lines: Vec<&str> = tsv
+        .lines()
+        .flat_map(|line| std::iter::repeat_n(line, 4))
+        .collect();
+    fs::write(&input, lines.join("\n")).unwrap();
+    let embed = |devices: &str, name: &str| {
+        let output = folder.path().join(name);
+        let args = [
+            "embed",
+            "-i",
+            text(&input),
+            "-o",
+            text(&output),
+            "--batch-size",
+            "3",
+            "--device",
+            devices,
+        ];
+        stdout(&run(&args));
+        vectors(&output)
+    };
+    let one = embed("cpu", "one.out");
+    assert_eq!(one.text.rows(), 160);
+    let two = embed("cpu,cpu", "two.out");
+    assert!(one.text == two.text && one.image == two.image);
+    let unlike = embed("flex,cpu", "unlike.out");
+    assert!(largest_difference(one.text.data(), unlike.text.data()) < 1e-5);
+    assert!(largest_difference(one.image.data(), unlike.image.data()) < 1e-5);
+
+    let error = failure(&run(&["eval", "--device", "cpu,cpu", "--dtype", "f16"]));
+    assert!(error.contains("f16"), "{error}");
+    let single = run(&["search", "--device", "cpu,cpu", "--images", ".", "--text", "猫"]);
+    assert_eq!(single.status.code(), Some(2));
+}
+
 #[test]
 fn a_killed_run_is_resumed_to_the_same_file() {
     let folder = TempDir::new().unwrap();

@@ -5,7 +5,6 @@ use std::time::Instant;
 use anyhow::Result;
 use ernie_vil::ModelConfig;
 use ernie_vil::image::{Limits, Pixels, Preprocessor, decode, decode_base64};
-use rayon::prelude::*;
 
 use super::metrics::Metrics;
 use super::queue::LaneOptions;
@@ -49,7 +48,7 @@ pub struct Engine {
 impl Engine {
     pub fn new(model: Model, limits: Limits) -> Self {
         Self {
-            preprocessor: Preprocessor::of(model.config()),
+            preprocessor: model.preprocessor(),
             model,
             limits,
         }
@@ -74,50 +73,37 @@ impl Engine {
         Ok(Input::Image(crop))
     }
 
-    /// The vectors of a batch, all of one lane.
-    pub fn compute(&self, batch: &[Input]) -> Result<Vec<Vec<f32>>> {
-        let values = self.preprocessor.values();
-        let (mut captions, mut crops): (Vec<&[u32]>, Vec<&Pixels>) = (Vec::new(), Vec::new());
+    /// How many devices compute.
+    pub fn devices(&self) -> usize {
+        self.model.devices.len()
+    }
+
+    /// What they are, with commas between.
+    pub fn device_names(&self) -> String {
+        let names: Vec<String> = self.model.devices.iter().map(ToString::to_string).collect();
+        names.join(",")
+    }
+
+    /// The vectors of a batch, all of one lane, computed on the device of this number.
+    pub fn compute(&self, device: usize, batch: &[Input]) -> Result<Vec<Vec<f32>>> {
+        let (mut captions, mut crops): (Vec<&[u32]>, Vec<u8>) = (Vec::new(), Vec::new());
         for input in batch {
             match input {
                 Input::Caption(ids) => captions.push(ids),
-                Input::Image(crop) => crops.push(crop),
+                Input::Image(crop) => crops.extend_from_slice(crop.data()),
             }
         }
         // Once into the pool, and not once for every product.
         let vectors = rayon::scope(|_| match crops.is_empty() {
-            true => self.model.embed_captions(&captions),
-            false => {
-                let mut pixels = vec![0.0; crops.len() * values];
-                crops
-                    .par_iter()
-                    .zip(pixels.par_chunks_exact_mut(values))
-                    .for_each(|(crop, pixels)| self.preprocessor.tensor_into(crop, pixels));
-                self.model.embed_images(&pixels)
-            }
+            true => self.model.embed_captions(device, &captions),
+            false => self.model.embed_images(device, &crops),
         })?;
         Ok(vectors.iter().map(<[f32]>::to_vec).collect())
     }
 
-    /// Runs every size of batch that is to come once or twice, so that nothing is prepared during a request.
-    pub fn warm_up(&self, lanes: &[LaneOptions; LANES]) -> Result<()> {
-        let size = self.config().image.image_size() as u32;
-        let grey = vec![128; 3 * (size * size) as usize];
-        for _ in 0..2 {
-            for batch in [1, lanes[IMAGES].batch] {
-                let crop = || Ok(Input::Image(Pixels::new(size, size, grey.clone())?));
-                let batch: Vec<Input> = std::iter::repeat_with(crop).take(batch).collect::<Result<_>>()?;
-                self.compute(&batch)?;
-            }
-            for batch in [1, lanes[CAPTIONS].batch] {
-                let text = "雪地里的红色汽车";
-                let caption = || self.tokenize(text);
-                let batch: Vec<Input> = std::iter::repeat_with(caption)
-                    .take(batch)
-                    .collect::<Result<_>>()?;
-                self.compute(&batch)?;
-            }
-        }
-        Ok(())
+    /// Runs every size of batch that is to come, so that nothing is prepared during a request.
+    pub fn warm_up(&self, device: usize, lanes: &[LaneOptions; LANES]) -> Result<()> {
+        let sizes = |lane: usize| [1, lanes[lane].batch];
+        self.model.warm_up(device, &sizes(CAPTIONS), &sizes(IMAGES))
     }
 }

@@ -659,7 +659,7 @@ async fn info(State(app): State<Arc<App>>) -> Reply {
         "structure": config.structure(),
         "fingerprint": config.fingerprint,
         "version": env!("CARGO_PKG_VERSION"),
-        "device": service.device.to_string(),
+        "device": service.engine.device_names(),
         "adapter": service.adapter,
         "dimensions": { "text": config.text.width, "image": config.image.width() },
         "max_text_tokens": config.max_text_tokens,

@@ -109,9 +109,11 @@ pub fn run(args: &cli::Serve, global: &cli::Global) -> Result<()> {
         // Loading is not waited for: no request was served, and opening an index changes no record of it that is whole.
         return Ok(());
     };
-    let worker = loader.join().map_err(|_| anyhow!("loading the model failed"))?;
+    let workers = loader.join().map_err(|_| anyhow!("loading the model failed"))?;
     service.queue.close();
-    let _ = worker.map(JoinHandle::join);
+    for worker in workers {
+        let _ = worker.join();
+    }
     service.store.close();
     Ok(())
 }
@@ -195,8 +197,8 @@ fn http_options(args: &cli::Serve) -> Result<http::Options> {
     })
 }
 
-/// The thread that computes, once there is one.
-type Worker = Option<JoinHandle<()>>;
+/// The threads that compute, once there are any.
+type Workers = Vec<JoinHandle<()>>;
 
 /// Loads the model and the index on a thread of its own: meanwhile the server says that it is alive.
 fn load(
@@ -206,8 +208,8 @@ fn load(
     pool: Arc<rayon::ThreadPool>,
     lanes: [LaneOptions; LANES],
     failed: oneshot::Sender<anyhow::Error>,
-) -> Result<JoinHandle<Worker>> {
-    let (folder, device) = (args.model.clone(), args.device.clone());
+) -> Result<JoinHandle<Workers>> {
+    let (folder, devices) = (args.model.clone(), args.device.each());
     // What is to be known of the model is in the log.
     let global = cli::Global {
         quiet: true,
@@ -223,18 +225,20 @@ fn load(
         dtype: args.index_type.map(Into::into),
         most: args.max_index,
     };
-    let task = move || -> Result<JoinHandle<()>> {
+    let task = move || -> Result<Workers> {
         let start = Instant::now();
-        let engine = Engine::new(Model::load(&folder, &device, &global)?, limits);
+        let engine = Engine::new(Model::load(&folder, &devices, &global)?, limits);
         let config = engine.config();
-        let (chosen, adapter) = (model::chosen(device.device), model::adapter(device.device));
+        let adapter = devices.iter().find_map(|args| model::adapter(args.device));
         let store = Store::open(index, config.image.width(), &config.fingerprint)?;
-        engine.warm_up(&lanes)?;
+        for device in 0..engine.devices() {
+            engine.warm_up(device, &lanes)?;
+        }
         tracing::info!(
             model = config.name,
             fingerprint = config.fingerprint,
             note = config.note,
-            device = chosen.to_string(),
+            device = engine.device_names(),
             adapter,
             embeddings = store.len(),
             seconds = start.elapsed().as_secs_f64(),
@@ -242,7 +246,6 @@ fn load(
         );
         let service = Arc::new(Service {
             engine,
-            device: chosen,
             adapter,
             queue: Queue::new(&lanes, max_wait),
             store,
@@ -250,28 +253,30 @@ fn load(
             looking: Semaphore::new(pool.current_num_threads()),
             pool,
         });
-        let worker = {
+        let worker = |device: usize| {
             let service = service.clone();
-            std::thread::Builder::new().name("model".into()).spawn(move || {
+            let name = format!("model {device}");
+            std::thread::Builder::new().name(name).spawn(move || {
                 service.queue.work(&*service.metrics, |_, batch| {
-                    service
-                        .engine
-                        .compute(&batch)
-                        .map_err(|error| format!("{error:#}"))
+                    let computed = service.engine.compute(device, &batch);
+                    computed.map_err(|error| format!("{error:#}"))
                 });
-            })?
+            })
         };
+        let workers = (0..service.engine.devices())
+            .map(worker)
+            .collect::<Result<_, _>>()?;
         app.ready(service);
-        Ok(worker)
+        Ok(workers)
     };
     let thread = std::thread::Builder::new()
         .name("loader".into())
         .spawn(move || match task() {
-            Ok(worker) => Some(worker),
+            Ok(workers) => workers,
             Err(error) => {
                 // Where nobody listens any more the server has stopped already.
                 let _ = failed.send(error);
-                None
+                Vec::new()
             }
         })?;
     Ok(thread)

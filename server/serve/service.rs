@@ -14,7 +14,6 @@ use super::metrics::Metrics;
 use super::queue::{Place, Queue, Ticket};
 use super::request::Item;
 use super::store::Store;
-use crate::cli;
 
 /// Text, in bytes, that is worth handing to another thread.
 const LONG_TEXT: usize = 16 << 10;
@@ -28,8 +27,6 @@ pub type Held = Arc<Vec<OwnedSemaphorePermit>>;
 /// The model with its queue, and the index.
 pub struct Service {
     pub engine: Engine,
-    /// What the model is computed on, never `auto`.
-    pub device: cli::Device,
     /// The graphics card's name, where there is one that tells it.
     pub adapter: Option<String>,
     pub queue: Queue<Input>,
