@@ -175,6 +175,8 @@ pub enum DeviceDtype {
     Auto,
     /// Single precision
     F32,
+    /// Single precision of which tensor cores multiply 11 bits: cuda
+    Tf32,
     /// Half precision: cuda, wgpu, flex
     F16,
     /// bfloat16: cuda, flex
@@ -186,6 +188,7 @@ impl fmt::Display for DeviceDtype {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::F32 => "f32",
+            Self::Tf32 => "tf32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
         })

@@ -207,12 +207,23 @@ pub fn encoder(
     args: &cli::DeviceArgs,
 ) -> ernie_vil::Result<DualEncoder> {
     let &cli::DeviceArgs { device, dtype } = args;
+    let chosen = chosen(device);
+    let single = match (chosen, dtype) {
+        (cli::Device::Cuda(_), DeviceDtype::Auto | DeviceDtype::F32) => Engine::BurnSplit,
+        _ => Engine::Burn,
+    };
+    let refused = |expected: &str| {
+        Err(Error::Device(format!(
+            "--dtype {dtype} on {chosen}, expected {expected}"
+        )))
+    };
     let burn = match dtype {
-        DeviceDtype::Auto | DeviceDtype::F32 => Engine::Burn,
+        DeviceDtype::Auto | DeviceDtype::F32 | DeviceDtype::Tf32 => single,
         DeviceDtype::F16 => Engine::BurnF16,
         DeviceDtype::Bf16 => Engine::BurnBf16,
     };
-    match chosen(device) {
+    match chosen {
+        cli::Device::Flex if dtype == DeviceDtype::Tf32 => refused("f32, f16 or bf16"),
         cli::Device::Flex => DualEncoder::load(config, image, text, &Device::flex(), burn),
         #[cfg(feature = "cuda")]
         cli::Device::Cuda(number) => {
@@ -220,31 +231,23 @@ pub fn encoder(
             DualEncoder::load(config, image, text, &Device::cuda(number), burn)
         }
         #[cfg(feature = "wgpu")]
-        cli::Device::Wgpu => DualEncoder::load_on_gpu(config, image, text, &precise(gpu(device)?, dtype)?),
+        cli::Device::Wgpu => {
+            let gpu = gpu(device)?;
+            let gpu = match dtype {
+                DeviceDtype::Auto => gpu,
+                DeviceDtype::F32 => gpu.with_precision(Precision::Single),
+                DeviceDtype::F16 => gpu.with_precision(Precision::Half),
+                DeviceDtype::Tf32 | DeviceDtype::Bf16 => return refused("f32 or f16: WebGPU has no others"),
+            };
+            DualEncoder::load_on_gpu(config, image, text, &gpu)
+        }
         // Those that this binary was built without are refused on the command line.
         _ => match dtype {
             DeviceDtype::Auto | DeviceDtype::F32 => {
                 DualEncoder::load(config, image, text, &Device::flex(), Engine::Auto)
             }
-            DeviceDtype::F16 | DeviceDtype::Bf16 => Err(Error::Device(
-                "--dtype f16 or bf16 on the CPU, expected f32: its kernels compute in single precision \
-                 (--device flex does as a card would)"
-                    .into(),
-            )),
+            _ => refused("f32: its kernels compute in single precision (--device flex does as a card would)"),
         },
-    }
-}
-
-/// The card with weights kept in the precision that is asked for.
-#[cfg(feature = "wgpu")]
-fn precise(gpu: Gpu, dtype: DeviceDtype) -> ernie_vil::Result<Gpu> {
-    match dtype {
-        DeviceDtype::Auto => Ok(gpu),
-        DeviceDtype::F32 => Ok(gpu.with_precision(Precision::Single)),
-        DeviceDtype::F16 => Ok(gpu.with_precision(Precision::Half)),
-        DeviceDtype::Bf16 => Err(Error::Device(
-            "--dtype bf16 with wgpu, expected f32 or f16: WebGPU has no bfloat16".into(),
-        )),
     }
 }
 

@@ -26,6 +26,7 @@ const MODELS: [&str; 3] = ["tiny", "mid", "variant"];
 enum On {
     Host,
     Burn,
+    Split,
     #[cfg(feature = "wgpu")]
     Gpu(Gpu),
 }
@@ -35,6 +36,7 @@ impl fmt::Display for On {
         match self {
             On::Host => write!(f, "on the host"),
             On::Burn => write!(f, "by Burn"),
+            On::Split => write!(f, "by Burn, in halves"),
             #[cfg(feature = "wgpu")]
             On::Gpu(gpu) => write!(f, "on {:?}", gpu.name()),
         }
@@ -44,7 +46,7 @@ impl fmt::Display for On {
 /// Everything that can compute here; a program may stand in for a graphics card.
 fn everything() -> Vec<On> {
     #[allow(unused_mut)]
-    let mut found = vec![On::Host, On::Burn];
+    let mut found = vec![On::Host, On::Burn, On::Split];
     #[cfg(feature = "wgpu")]
     match pollster::block_on(Gpu::open(true)) {
         Ok(gpu) => found.push(On::Gpu(gpu)),
@@ -119,12 +121,17 @@ fn configs(model: &str) -> (VitConfig, ErnieConfig) {
 
 impl On {
     fn is_gpu(&self) -> bool {
-        !matches!(self, On::Host | On::Burn)
+        !matches!(self, On::Host) && !self.is_burn()
+    }
+
+    fn is_burn(&self) -> bool {
+        matches!(self, On::Burn | On::Split)
     }
 
     fn engine(&self) -> Engine {
         match self {
             On::Host => Engine::Auto,
+            On::Split => Engine::BurnSplit,
             _ => Engine::Burn,
         }
     }
@@ -379,7 +386,7 @@ fn every_intermediate_value_of_tiny() {
             );
         }
         compare(&steps, "visual.norm_post", recording.get("visual.embedding"));
-        if matches!(on, On::Burn) {
+        if on.is_burn() {
             compare(&steps, "visual.patch_embed", recording.get("visual.patch_embed"));
         }
         let mut before = recording.get("visual.norm_pre");
@@ -388,7 +395,7 @@ fn every_intermediate_value_of_tiny() {
             compare(&steps, block, recording.get(block));
             compare(&steps, &format!("{block}.norm1"), get("norm1"));
             match on {
-                On::Burn => {
+                On::Burn | On::Split => {
                     compare(&steps, &format!("{block}.attn"), get("attn"));
                     compare(&steps, &format!("{block}.mlp"), get("mlp"));
                 }
@@ -414,7 +421,7 @@ fn every_intermediate_value_of_tiny() {
             compare(&steps, block, recording.get(block));
             compare(&steps, &format!("{block}.ln1"), get("ln1"));
             match on {
-                On::Burn => {
+                On::Burn | On::Split => {
                     compare(&steps, &format!("{block}.attn"), get("attn"));
                     compare(&steps, &format!("{block}.ffn"), get("ffn"));
                 }
@@ -570,7 +577,7 @@ fn ernie2_is_as_recorded_in_either_names() {
                     let recorded = |name: &str| -> Vec<f64> {
                         let of_row = &recording.get(&format!("{case}.{name}"))[row * LENGTH * config.width..];
                         let rows = of_row.chunks_exact(config.width).zip(ids);
-                        let real = rows.filter(|(_, id)| **id != 0 || matches!(on, On::Burn));
+                        let real = rows.filter(|(_, id)| **id != 0 || on.is_burn());
                         real.flat_map(|(values, _)| values.to_vec()).collect()
                     };
                     compare(&steps, "text.embedding_ln", &recorded("embeddings"));

@@ -7,7 +7,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::Observe;
 use super::load::{Layered, Loader, text_blocks};
-use super::precision::{dtype, norm, softmax, to};
+use super::precision::{Products, dtype, norm, softmax, to};
 use crate::{Activation, ErnieConfig, Result};
 
 /// An ERNIE encoder: post-norm blocks over the embedded tokens and a pooler over the first.
@@ -86,13 +86,19 @@ impl Ernie {
     /// [batch, 1, 1, tokens] (0 for a token, -10000 for padding) to embeddings [batch, width], not
     /// normalised.
     pub fn forward(&self, embedded: Tensor<3>, key_bias: Tensor<4>) -> Tensor<2> {
-        self.forward_observed(embedded, key_bias, &mut Observe::new("text", None))
+        self.forward_observed(
+            embedded,
+            key_bias,
+            Products::Whole,
+            &mut Observe::new("text", None),
+        )
     }
 
     pub(super) fn forward_observed(
         &self,
         embedded: Tensor<3>,
         key_bias: Tensor<4>,
+        products: Products,
         observe: &mut Observe<'_>,
     ) -> Tensor<2> {
         observe.tensor("embedding_sum", &embedded);
@@ -102,10 +108,11 @@ impl Ernie {
         observe.tensor("embedding_ln", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             observe.enter(format_args!("block.{i}"));
-            x = block.forward(x, key_bias.clone(), i + 1 == self.blocks.len(), observe);
+            x = block.forward(x, key_bias.clone(), i + 1 == self.blocks.len(), products, observe);
             observe.leave();
         }
-        let pooled = to(self.pooler.forward(x.squeeze_dim::<2>(1)), FloatDType::F32).tanh();
+        let pooled = products.linear(&self.pooler, x.squeeze_dim::<2>(1));
+        let pooled = to(pooled, FloatDType::F32).tanh();
         observe.tensor("pooled", &pooled);
         pooled
     }
@@ -118,35 +125,40 @@ impl ErnieBlock {
         x: Tensor<3>,
         key_bias: Tensor<4>,
         only_first: bool,
+        products: Products,
         observe: &mut Observe<'_>,
     ) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
         let (dq, dv) = (self.query_head_width, self.value_head_width);
-        let (k, v) = (self.k.forward(x.clone()), self.v.forward(x.clone()));
+        let (k, v) = (
+            products.linear(&self.k, x.clone()),
+            products.linear(&self.v, x.clone()),
+        );
         let mut x = x;
         let mut rows = tokens;
         if only_first {
             rows = 1;
             x = x.narrow(1, 0, 1);
         }
-        let q = self.q.forward(x.clone()) * (dq as f64).powf(-0.5);
+        let q = products.linear(&self.q, x.clone()) * (dq as f64).powf(-0.5);
         // [batch, heads, tokens, head width]
         let q = q.reshape([batch, rows, self.heads, dq]).swap_dims(1, 2);
         let k = k.reshape([batch, tokens, self.heads, dq]).swap_dims(1, 2);
         let v = v.reshape([batch, tokens, self.heads, dv]).swap_dims(1, 2);
-        let scores = q.matmul(k.transpose()) + key_bias;
-        let attended = softmax(scores)
-            .matmul(v)
-            .swap_dims(1, 2)
-            .reshape([batch, rows, self.heads * dv]);
-        let attended = self.o.forward(attended);
+        let scores = products.matmul(q, k.transpose()) + key_bias;
+        let attended =
+            products
+                .matmul(softmax(scores), v)
+                .swap_dims(1, 2)
+                .reshape([batch, rows, self.heads * dv]);
+        let attended = products.linear(&self.o, attended);
         observe.tensor("attn", &attended);
         let dtype = dtype(&x);
         let x = norm(&self.ln1, x + attended, dtype);
         observe.tensor("ln1", &x);
-        let hidden = self.ffn_i.forward(x.clone());
+        let hidden = products.linear(&self.ffn_i, x.clone());
         let hidden = if self.has_relu { relu(hidden) } else { gelu(hidden) };
-        let ffn = self.ffn_o.forward(hidden);
+        let ffn = products.linear(&self.ffn_o, hidden);
         observe.tensor("ffn", &ffn);
         let x = norm(&self.ln2, x + ffn, dtype);
         observe.tensor("", &x);

@@ -52,7 +52,7 @@ pub(crate) use load::{Layered, Loader};
 use load::{Words, WordsOnDevice};
 #[cfg(feature = "train")]
 pub(crate) use load::{parameter, parameter_id};
-use precision::{narrowed, to};
+use precision::{Products, narrowed, to};
 #[cfg(feature = "train")]
 pub(crate) use vit::PATCH_EMBED;
 
@@ -62,8 +62,10 @@ pub enum Engine {
     /// The kernels of this crate on the CPU, Burn elsewhere.
     #[default]
     Auto,
-    /// Burn on every device.
+    /// Burn on every device. Some multiply single precision with fewer of its bits: NVIDIA's tensor cores take TF32.
     Burn,
+    /// As [`Engine::Burn`], with products of all bits on such a device, too, at three times the work.
+    BurnSplit,
     /// Burn on every device, with weights and products in half precision.
     BurnF16,
     /// As [`Engine::BurnF16`], in bfloat16.
@@ -81,9 +83,17 @@ impl Engine {
     /// The precision of Burn's weights and products.
     fn dtype(self) -> FloatDType {
         match self {
-            Self::Auto | Self::Burn => FloatDType::F32,
+            Self::Auto | Self::Burn | Self::BurnSplit => FloatDType::F32,
             Self::BurnF16 => FloatDType::F16,
             Self::BurnBf16 => FloatDType::BF16,
+        }
+    }
+
+    /// How Burn multiplies.
+    fn products(self) -> Products {
+        match self {
+            Self::BurnSplit => Products::Split,
+            _ => Products::Whole,
         }
     }
 }
@@ -262,37 +272,51 @@ fn square(pixels: &[f32], batch: usize) -> Map {
     Map::square((pixels.len() / (3 * batch)).isqrt())
 }
 
-/// A Burn module, and the device and the precision that it is in.
+/// A Burn module, the device and the precision that it is in, and how it multiplies.
 struct OnDevice<T> {
     module: T,
     device: Device,
     dtype: FloatDType,
+    products: Products,
 }
 
-impl<T> OnDevice<T> {
-    fn new(module: T, device: &Device, dtype: FloatDType) -> Self {
+impl<M: ImageModule> OnDevice<M> {
+    fn new(module: M, device: &Device, engine: Engine) -> Self {
         Self {
-            module,
+            module: module.narrowed(engine.dtype()),
             device: device.clone(),
-            dtype,
+            dtype: engine.dtype(),
+            products: engine.products(),
         }
     }
 }
 
 /// An image tower as a Burn module.
 trait ImageModule: Send + Sync {
-    fn observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2>;
+    /// With its weights in this precision.
+    fn narrowed(self, dtype: FloatDType) -> Self;
+
+    fn observed(&self, pixels: Tensor<4>, products: Products, observe: &mut Observe<'_>) -> Tensor<2>;
 }
 
 impl ImageModule for Vit {
-    fn observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
-        self.forward_observed(pixels, observe)
+    fn narrowed(self, dtype: FloatDType) -> Self {
+        narrowed(self, dtype)
+    }
+
+    fn observed(&self, pixels: Tensor<4>, products: Products, observe: &mut Observe<'_>) -> Tensor<2> {
+        self.forward_observed(pixels, products, observe)
     }
 }
 
 impl ImageModule for EfficientNet {
-    fn observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
-        self.forward_observed(pixels, observe)
+    /// Its weights are multiplied with what the normalisations keep, in single precision.
+    fn narrowed(self, _dtype: FloatDType) -> Self {
+        self
+    }
+
+    fn observed(&self, pixels: Tensor<4>, products: Products, observe: &mut Observe<'_>) -> Tensor<2> {
+        self.forward_observed(pixels, products, observe)
     }
 }
 
@@ -302,7 +326,9 @@ impl<M: ImageModule> OnDevice<M> {
     }
 
     fn observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
-        let embeddings = self.module.observed(to(pixels, self.dtype), observe);
+        let embeddings = self
+            .module
+            .observed(to(pixels, self.dtype), self.products, observe);
         to(embeddings, FloatDType::F32)
     }
 
@@ -385,14 +411,13 @@ impl ImageTower {
             (ImageConfig::Vit(vit), true) => Box::new(HostVit::load(&loader, vit, device)?),
             (ImageConfig::EfficientNet(net), true) => Box::new(HostEfficientNet::load(&loader, net, device)?),
             (ImageConfig::Vit(vit), false) => {
-                let module = narrowed(Vit::load(&loader, vit, device)?, engine.dtype());
-                Box::new(OnDevice::new(module, device, engine.dtype()))
+                Box::new(OnDevice::new(Vit::load(&loader, vit, device)?, device, engine))
             }
-            (ImageConfig::EfficientNet(net), false) => {
-                // Its weights are multiplied with what the normalisations keep, in single precision.
-                let module = EfficientNet::load(&loader, net, device)?;
-                Box::new(OnDevice::new(module, device, engine.dtype()))
-            }
+            (ImageConfig::EfficientNet(net), false) => Box::new(OnDevice::new(
+                EfficientNet::load(&loader, net, device)?,
+                device,
+                engine,
+            )),
         };
         Ok(Self {
             config,
@@ -610,14 +635,16 @@ impl TextBody for HostErnie {
 struct ErnieOnDevice {
     module: Ernie,
     device: Device,
+    products: Products,
     tables: OnceLock<WordsOnDevice>,
 }
 
 impl ErnieOnDevice {
-    fn new(module: Ernie, device: &Device) -> Self {
+    fn new(module: Ernie, device: &Device, engine: Engine) -> Self {
         Self {
-            module,
+            module: narrowed(module, engine.dtype()),
             device: device.clone(),
+            products: engine.products(),
             tables: OnceLock::new(),
         }
     }
@@ -641,7 +668,10 @@ impl ErnieOnDevice {
             let key_bias = self.key_bias(ids.iter().map(|&id| id == 0), length);
             let count = ids.len();
             let ids = Tensor::from_data(TensorData::new(ids, [count]), &self.device);
-            self.module.forward(tables.embed(ids, length), key_bias)
+            let observe = &mut Observe::new("text", None);
+            let embedded = tables.embed(ids, length);
+            self.module
+                .forward_observed(embedded, key_bias, self.products, observe)
         });
         let sorted = Tensor::cat(groups.collect(), 0);
         let mut place = vec![0i32; order.len()];
@@ -686,7 +716,8 @@ impl TextBody for ErnieOnDevice {
         let key_bias = self.key_bias(is_padding.into_iter(), longest);
         let mut steps = Vec::new();
         let mut observe = Observe::new("text", Some(&mut steps));
-        self.module.forward_observed(embedded, key_bias, &mut observe);
+        self.module
+            .forward_observed(embedded, key_bias, self.products, &mut observe);
         Ok(steps)
     }
 
@@ -735,10 +766,11 @@ impl TextTower {
         let words = Words::load(&loader, config)?;
         let body: Box<dyn TextBody> = match engine.is_host(device) {
             true => Box::new(HostErnie::load(&loader, config, device)?),
-            false => {
-                let module = narrowed(Ernie::load(&loader, config, device)?, engine.dtype());
-                Box::new(ErnieOnDevice::new(module, device))
-            }
+            false => Box::new(ErnieOnDevice::new(
+                Ernie::load(&loader, config, device)?,
+                device,
+                engine,
+            )),
         };
         Ok(Self {
             config: config.clone(),

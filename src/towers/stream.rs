@@ -1,6 +1,6 @@
 //! Towers that are built while their files arrive, so that the weights are never in memory twice.
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::Device;
 
 #[cfg(feature = "wgpu")]
 use super::efficientnet::GpuEfficientNet;
@@ -62,7 +62,7 @@ impl ImageTowerStream {
     pub fn new(config: impl Into<ImageConfig>, device: &Device, engine: Engine) -> Result<Self> {
         match engine.is_host(device) {
             true => Self::on_host(config, device),
-            false => Self::on_device(config, device),
+            false => Self::on_device(config, device, engine),
         }
     }
 
@@ -82,18 +82,19 @@ impl ImageTowerStream {
         Ok(Self::of(parts, config, device))
     }
 
-    /// As [`ImageTowerStream::new`], as a Burn module.
-    ///
-    /// # Errors
-    /// As [`ImageTowerStream::new`].
-    pub fn on_device(config: impl Into<ImageConfig>, device: &Device) -> Result<Self> {
+    /// As a Burn module.
+    fn on_device(config: impl Into<ImageConfig>, device: &Device, engine: Engine) -> Result<Self> {
         let config = config.into();
         config.validate()?;
         let parts: Box<dyn Parts<_>> = match &config {
-            ImageConfig::Vit(vit) => Box::new(Arriving::<Vit>::new(image_tensors(vit), vit, device)),
-            ImageConfig::EfficientNet(net) => {
-                Box::new(Arriving::<EfficientNet>::new(image_tensors(net), net, device))
-            }
+            ImageConfig::Vit(vit) => Box::new(OfModule {
+                arriving: Arriving::<Vit>::new(image_tensors(vit), vit, device),
+                engine,
+            }),
+            ImageConfig::EfficientNet(net) => Box::new(OfModule {
+                arriving: Arriving::<EfficientNet>::new(image_tensors(net), net, device),
+                engine,
+            }),
         };
         Ok(Self::of(parts, config, device))
     }
@@ -159,7 +160,7 @@ impl TextTowerStream {
     pub fn new(config: &ErnieConfig, device: &Device, engine: Engine) -> Result<Self> {
         match engine.is_host(device) {
             true => Self::on_host(config, device),
-            false => Self::on_device(config, device),
+            false => Self::on_device(config, device, engine),
         }
     }
 
@@ -175,16 +176,10 @@ impl TextTowerStream {
         )
     }
 
-    /// As [`TextTowerStream::new`], as a Burn module.
-    ///
-    /// # Errors
-    /// As [`TextTowerStream::new`].
-    pub fn on_device(config: &ErnieConfig, device: &Device) -> Result<Self> {
-        Self::of(
-            Arriving::<Ernie>::new(text_tensors(config), config, device),
-            config,
-            device,
-        )
+    /// As a Burn module.
+    fn on_device(config: &ErnieConfig, device: &Device, engine: Engine) -> Result<Self> {
+        let arriving = Arriving::<Ernie>::new(text_tensors(config), config, device);
+        Self::of(OfModule { arriving, engine }, config, device)
     }
 
     /// As [`TextTowerStream::new`], on a graphics card by this crate's kernels.
@@ -303,40 +298,51 @@ impl<T: Layered> Arriving<T> {
     }
 }
 
+/// A tower that becomes a Burn module, and how that is to compute.
+struct OfModule<T: Layered> {
+    arriving: Arriving<T>,
+    engine: Engine,
+}
+
 /// The body that a kind of tower is.
 macro_rules! parts {
-    ($module:ty, $body:ident, |$tower:ident, $target:ident| $boxed:expr) => {
-        impl Parts<dyn $body> for Arriving<$module> {
+    ($tower:ty, $body:ident) => {
+        impl Parts<dyn $body> for Arriving<$tower> {
             fn feed(&mut self, bytes: &[u8]) -> Result<()> {
                 self.take(bytes)
             }
 
             fn finish(self: Box<Self>) -> Result<(Box<dyn $body>, TensorStream)> {
-                let ($tower, rest, $target) = self.complete()?;
-                Ok((Box::new($boxed), rest))
+                let (tower, rest, _) = self.complete()?;
+                Ok((Box::new(tower), rest))
+            }
+        }
+    };
+    ($module:ty, $body:ident, $on_device:ident) => {
+        impl Parts<dyn $body> for OfModule<$module> {
+            fn feed(&mut self, bytes: &[u8]) -> Result<()> {
+                self.arriving.take(bytes)
+            }
+
+            fn finish(self: Box<Self>) -> Result<(Box<dyn $body>, TensorStream)> {
+                let (module, rest, device) = self.arriving.complete()?;
+                Ok((
+                    Box::new($on_device::new(module, &device, self.engine)),
+                    rest,
+                ))
             }
         }
     };
 }
-parts!(HostVit, ImageBody, |tower, _device| tower);
-parts!(HostEfficientNet, ImageBody, |tower, _device| tower);
-parts!(HostErnie, TextBody, |tower, _device| tower);
-parts!(Vit, ImageBody, |module, device| OnDevice::new(
-    module,
-    &device,
-    FloatDType::F32
-));
-parts!(EfficientNet, ImageBody, |module, device| OnDevice::new(
-    module,
-    &device,
-    FloatDType::F32
-));
-parts!(Ernie, TextBody, |module, device| ErnieOnDevice::new(
-    module, &device
-));
+parts!(HostVit, ImageBody);
+parts!(HostEfficientNet, ImageBody);
+parts!(HostErnie, TextBody);
+parts!(Vit, ImageBody, OnDevice);
+parts!(EfficientNet, ImageBody, OnDevice);
+parts!(Ernie, TextBody, ErnieOnDevice);
 #[cfg(feature = "wgpu")]
-parts!(GpuVit, ImageBody, |tower, _gpu| tower);
+parts!(GpuVit, ImageBody);
 #[cfg(feature = "wgpu")]
-parts!(GpuEfficientNet, ImageBody, |tower, _gpu| tower);
+parts!(GpuEfficientNet, ImageBody);
 #[cfg(feature = "wgpu")]
-parts!(GpuErnie, TextBody, |tower, _gpu| tower);
+parts!(GpuErnie, TextBody);

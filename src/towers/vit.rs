@@ -7,7 +7,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::Observe;
 use super::load::{Layered, Loader, image_blocks, parameter};
-use super::precision::{dtype, norm, softmax};
+use super::precision::{Products, dtype, norm, softmax};
 use crate::{Result, VitConfig};
 
 /// Stored [width, 3, patch, patch], used [3 * patch * patch, width].
@@ -90,7 +90,7 @@ impl Layered for Vit {
 impl Vit {
     /// Pixels [batch, 3, size, size] to embeddings [batch, width], not normalised.
     pub fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
-        self.forward_observed(pixels, &mut Observe::new("visual", None))
+        self.forward_observed(pixels, Products::Whole, &mut Observe::new("visual", None))
     }
 
     /// Pixels [batch, 3, size, size] to patches [batch, patches, 3 * patch * patch].
@@ -105,11 +105,16 @@ impl Vit {
             .reshape([batch, down * across, channels * p * p])
     }
 
-    pub(super) fn forward_observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
+    pub(super) fn forward_observed(
+        &self,
+        pixels: Tensor<4>,
+        products: Products,
+        observe: &mut Observe<'_>,
+    ) -> Tensor<2> {
         let dtype = dtype(&pixels);
         let patches = self.patches(pixels);
         let [batch, ..] = patches.dims();
-        let x = patches.matmul(self.patch_embed.val().unsqueeze());
+        let x = products.matmul(patches, self.patch_embed.val().unsqueeze());
         observe.tensor("patch_embed", &x);
         let class = self.class_embedding.val().repeat_dim(0, batch);
         let x = Tensor::cat(vec![class, x], 1) + self.positional_embedding.val();
@@ -118,7 +123,7 @@ impl Vit {
         observe.tensor("norm_pre", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             observe.enter(format_args!("block.{i}"));
-            x = block.forward(x, i + 1 == self.blocks.len(), observe);
+            x = block.forward(x, i + 1 == self.blocks.len(), products, observe);
             observe.leave();
         }
         let x = norm(&self.norm_post, x, FloatDType::F32).squeeze_dim(1);
@@ -130,13 +135,19 @@ impl Vit {
 impl VitBlock {
     /// [batch, tokens, width] to the same shape, or with `only_first` to [batch, 1, width]: the class
     /// token's row, which after the last block is all that is used.
-    fn forward(&self, x: Tensor<3>, only_first: bool, observe: &mut Observe<'_>) -> Tensor<3> {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        only_first: bool,
+        products: Products,
+        observe: &mut Observe<'_>,
+    ) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
         let head_width = width / self.heads;
         let dtype = dtype(&x);
         let normed = norm(&self.norm1, x.clone(), dtype);
         observe.tensor("norm1", &normed);
-        let qkv = self.qkv.forward(normed);
+        let qkv = products.linear(&self.qkv, normed);
         // [batch, heads, tokens, head_width]
         let part = |i: usize| {
             qkv.clone()
@@ -152,17 +163,17 @@ impl VitBlock {
             q = q.narrow(2, 0, 1);
             x = x.narrow(1, 0, 1);
         }
-        let scores = (q * (head_width as f64).powf(-0.5)).matmul(k.transpose());
-        let attended = softmax(scores)
-            .matmul(v)
+        let scores = products.matmul(q * (head_width as f64).powf(-0.5), k.transpose());
+        let attended = products
+            .matmul(softmax(scores), v)
             .swap_dims(1, 2)
             .reshape([batch, rows, width]);
-        let attended = self.proj.forward(attended);
+        let attended = products.linear(&self.proj, attended);
         observe.tensor("attn", &attended);
         let x = x + attended;
-        let hidden = self.fc1.forward(norm(&self.norm2, x.clone(), dtype));
+        let hidden = products.linear(&self.fc1, norm(&self.norm2, x.clone(), dtype));
         let hidden = hidden.clone() * sigmoid(hidden * 1.702);
-        let mlp = self.fc2.forward(hidden);
+        let mlp = products.linear(&self.fc2, hidden);
         observe.tensor("mlp", &mlp);
         let x = x + mlp;
         observe.tensor("", &x);
