@@ -288,7 +288,8 @@ pub struct Train {
     /// What to train, on what and how: a YAML file (docs/TRAINING.md)
     #[arg(long, short, env = "ERNIE_VIL_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
-    /// Where training computes: cpu, or cuda or cuda:NUMBER, an NVIDIA card (needs the feature cuda)
+    /// Where training computes: cpu; cuda or cuda:NUMBER, an NVIDIA card (needs the feature cuda); flex, the CPU by Burn alone, to
+    /// compare with
     #[arg(long, env = "ERNIE_VIL_DEVICE", default_value = "cpu", value_name = "DEVICE")]
     pub device: Device,
     /// Go on from the run's last checkpoint, where there is one

@@ -23,7 +23,7 @@ use crate::model::{self, IMAGE, Model, TEXT, VOCAB};
 use crate::pipeline::{self, Options, Times};
 use crate::plot;
 use crate::progress::{Progress, Unit};
-use crate::train_config::TrainConfig;
+use crate::train_config::{Precision, TrainConfig};
 use crate::train_data::{Batches, TrainData};
 
 /// The parts of a run's folder.
@@ -78,15 +78,19 @@ pub fn run(args: &cli::Train, global: &cli::Global) -> Result<()> {
 }
 
 /// Where training computes.
-fn training_device(device: cli::Device) -> Result<Device> {
+fn training_device(device: cli::Device, precision: Precision) -> Result<Device> {
     match device {
-        cli::Device::Cpu => Ok(Device::flex()),
+        cli::Device::Cpu if precision != Precision::F32 => bail!(
+            "precision bf16 on the CPU, expected f32: its kernels compute in single precision (--device flex does as a \
+             card would)"
+        ),
+        cli::Device::Cpu | cli::Device::Flex => Ok(Device::flex()),
         #[cfg(feature = "cuda")]
         cli::Device::Cuda(number) => {
             crate::cuda::prepare(number)?;
             Ok(Device::cuda(number))
         }
-        other => bail!("training does not run on {other}, expected cpu or cuda"),
+        other => bail!("training does not run on {other}, expected cpu, cuda or flex"),
     }
 }
 
@@ -104,7 +108,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn prepare(config: TrainConfig, args: &cli::Train, global: &'a cli::Global) -> Result<Self> {
-        let (resume, device) = (args.resume, training_device(args.device)?);
+        let (resume, device) = (args.resume, training_device(args.device, config.precision)?);
         let data = TrainData::open(&config.train_file)?;
         ensure!(
             data.rows() >= config.batch_size,
@@ -123,7 +127,7 @@ impl<'a> Run<'a> {
         let (vocab, model) = start(&config)?;
         let tokenizer = Tokenizer::parse(&vocab, model.text.vocab_size)?;
         let steps = config.total_steps(data.rows());
-        let settings = config.settings(steps);
+        let settings = config.settings(steps, args.device == cli::Device::Flex);
         let new = |source: &dyn TensorSource| Trainer::new(source, model.clone(), settings, &device);
         let trainer = if resume && checkpoint.exists() {
             let path = checkpoint.join(STATE);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ernie_vil::image::Augmentation;
-use ernie_vil::train::{Dropout, OptimizerSettings, Pair, Schedule, Settings, View, check_pairs};
+use ernie_vil::train::{Compute, Dropout, OptimizerSettings, Pair, Schedule, Settings, View, check_pairs};
 use ernie_vil::{ErnieConfig, ImageConfig};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,9 @@ pub struct TrainConfig {
     pub model: Option<Fresh>,
     #[serde(default)]
     pub seed: u64,
+    /// How products are computed; the rest is in single precision in any case.
+    #[serde(default)]
+    pub precision: Precision,
     pub batch_size: usize,
     /// Rows in memory at once; fewer than a batch has: gradient caching. The batch size by default.
     #[serde(default)]
@@ -76,6 +79,14 @@ pub struct Fresh {
     pub image: ImageConfig,
     pub text: ErnieConfig,
     pub max_text_tokens: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    F32,
+    Bf16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,7 +187,8 @@ impl TrainConfig {
         }
     }
 
-    pub fn settings(&self, steps: u64) -> Settings {
+    /// `by_burn`: by Burn's operations on the CPU, too.
+    pub fn settings(&self, steps: u64, by_burn: bool) -> Settings {
         Settings {
             pairs: self.pairs.clone(),
             mask_equal_texts: self.mask_equal_texts,
@@ -191,6 +203,11 @@ impl TrainConfig {
             freeze_image: self.freeze.contains(&Tower::Image),
             freeze_text: self.freeze.contains(&Tower::Text),
             seed: self.seed,
+            compute: match self.precision {
+                Precision::Bf16 => Compute::BurnBf16,
+                Precision::F32 if by_burn => Compute::Burn,
+                Precision::F32 => Compute::Auto,
+            },
         }
     }
 }

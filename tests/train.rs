@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use ernie_vil::train::{
-    Batch, Dropout, EqualTexts, OptimizerSettings, Pair, Schedule, Settings, Trainer, View, Weights,
+    Batch, Compute, Dropout, EqualTexts, OptimizerSettings, Pair, Schedule, Settings, Trainer, View, Weights,
     check_pairs, contrastive_loss, epoch_order,
 };
 use ernie_vil::weights::{RandomWeights, SafetensorsFile, TensorSource};
@@ -160,6 +160,16 @@ struct Tiny {
 }
 
 impl Tiny {
+    /// The recorded gradients, by the weights' names.
+    fn gradients(&self) -> BTreeMap<String, Vec<f64>> {
+        let file = SafeTensors::deserialize(&self.tensors).unwrap();
+        let of_weights = file.tensors().into_iter().filter_map(|(name, view)| {
+            let name = name.strip_prefix("gradient.")?;
+            Some((name.to_owned(), floats(view.data())))
+        });
+        of_weights.collect()
+    }
+
     fn read() -> Self {
         let recording = json("tiny_step.json");
         let tensors = recorded("tiny_step.safetensors");
@@ -248,6 +258,7 @@ fn settings(rows_at_once: usize) -> Settings {
         freeze_image: false,
         freeze_text: false,
         seed: 7,
+        compute: Compute::Auto,
     }
 }
 
@@ -263,29 +274,62 @@ fn all(weights: &Weights) -> BTreeMap<String, Vec<f64>> {
         .collect()
 }
 
+/// By the fused kernels, and by Burn's operations as on a card.
 #[test]
 fn the_gradient_of_every_weight_is_pytorchs() {
+    for compute in [Compute::Auto, Compute::Burn] {
+        let tiny = Tiny::read();
+        let trainer = tiny.trainer(Settings {
+            compute,
+            ..tiny.settings.clone()
+        });
+        let gradients = trainer.gradients(&tiny.batch);
+        let step = &tiny.recording["steps"][0];
+        assert_close("loss", &[gradients.loss.into()], &numbers(&step["loss"]), 1e-5);
+        let terms: Vec<f64> = gradients.terms.iter().map(|&x| x.into()).collect();
+        assert_close("terms", &terms, &numbers(&step["terms"]), 1e-5);
+        let found = all(&trainer
+            .model()
+            .named_gradients(&tiny.config, &gradients.parameters));
+        let recorded = tiny.gradients();
+        for (name, expected) in &recorded {
+            assert_close(&format!("{compute:?}, {name}"), &found[name], expected, 1e-5);
+        }
+        assert_eq!(recorded.len(), found.len());
+    }
+}
+
+/// The same in bfloat16: each gradient points where the recorded one does.
+#[test]
+fn gradients_in_bfloat16_point_the_same_way() {
     let tiny = Tiny::read();
-    let trainer = tiny.trainer(tiny.settings.clone());
+    let trainer = tiny.trainer(Settings {
+        compute: Compute::BurnBf16,
+        ..tiny.settings.clone()
+    });
     let gradients = trainer.gradients(&tiny.batch);
-    let step = &tiny.recording["steps"][0];
-    assert_close("loss", &[gradients.loss.into()], &numbers(&step["loss"]), 1e-5);
-    let terms: Vec<f64> = gradients.terms.iter().map(|&x| x.into()).collect();
-    assert_close("terms", &terms, &numbers(&step["terms"]), 1e-5);
+    let expected = tiny.recording["steps"][0]["loss"].as_f64().unwrap();
+    let loss = f64::from(gradients.loss);
+    assert!(
+        (loss - expected).abs() < 0.02 * expected,
+        "{loss}, expected {expected}"
+    );
+    assert!((loss - expected).abs() > 1e-6, "it was not bfloat16");
     let found = all(&trainer
         .model()
         .named_gradients(&tiny.config, &gradients.parameters));
-    let file = SafeTensors::deserialize(&tiny.tensors).unwrap();
-    let mut compared = 0;
-    for (name, view) in file.tensors() {
-        let Some(name) = name.strip_prefix("gradient.") else {
-            continue;
-        };
-        let expected: Vec<f64> = floats(view.data());
-        assert_close(name, &found[name], &expected, 1e-5);
-        compared += 1;
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let (mut together, mut of_found, mut of_recorded) = (0.0, 0.0, 0.0);
+    for (name, expected) in tiny.gradients() {
+        let found = &found[&name];
+        together += dot(found, &expected);
+        of_found += dot(found, found);
+        of_recorded += dot(&expected, &expected);
     }
-    assert_eq!(compared, found.len());
+    let cosine = together / (of_found * of_recorded).sqrt();
+    println!("cosine of the whole gradient {cosine:.6}");
+    assert!(cosine > 0.999, "{cosine}");
+    assert!((of_found / of_recorded).sqrt() - 1.0 < 0.02);
 }
 
 fn floats(bytes: &[u8]) -> Vec<f64> {
@@ -349,23 +393,26 @@ fn gradients_of_parts_are_those_of_the_whole_batch() {
 fn dropout_is_the_same_in_both_passes_over_a_part() {
     // A second pass with another choice would give a gradient that does not lower the loss it was computed for: with
     // the same choice, a small step along it does.
-    let tiny = Tiny::read();
-    let settings = Settings {
-        rows_at_once: 3,
-        dropout: Dropout {
-            hidden: 0.3,
-            attention: 0.3,
-        },
-        ..tiny.settings.clone()
-    };
-    let trainer = tiny.trainer(settings);
-    let (first, again) = (trainer.gradients(&tiny.batch), trainer.gradients(&tiny.batch));
-    assert_eq!(first.loss, again.loss);
-    let of = |g| all(&trainer.model().named_gradients(&tiny.config, g));
-    assert_eq!(of(&first.parameters), of(&again.parameters));
-    let plain = tiny.trainer(tiny.settings.clone()).gradients(&tiny.batch);
-    assert_ne!(first.loss, plain.loss);
-    assert!(first.terms[2] > plain.terms[2], "two dropout passes differ");
+    for compute in [Compute::Auto, Compute::Burn, Compute::BurnBf16] {
+        let tiny = Tiny::read();
+        let settings = Settings {
+            rows_at_once: 3,
+            dropout: Dropout {
+                hidden: 0.3,
+                attention: 0.3,
+            },
+            compute,
+            ..tiny.settings.clone()
+        };
+        let trainer = tiny.trainer(settings);
+        let (first, again) = (trainer.gradients(&tiny.batch), trainer.gradients(&tiny.batch));
+        assert_eq!(first.loss, again.loss);
+        let of = |g| all(&trainer.model().named_gradients(&tiny.config, g));
+        assert_eq!(of(&first.parameters), of(&again.parameters));
+        let plain = tiny.trainer(tiny.settings.clone()).gradients(&tiny.batch);
+        assert_ne!(first.loss, plain.loss);
+        assert!(first.terms[2] > plain.terms[2], "two dropout passes differ");
+    }
 }
 
 fn small() -> (ModelConfig, RandomWeights) {
@@ -434,17 +481,20 @@ fn frozen_towers_stay_as_they_are() {
 
 #[test]
 fn learns_a_batch_by_heart() {
-    let tiny = Tiny::read();
-    let mut trainer = tiny.trainer(Settings {
-        pairs: vec![Pair(View::Image, View::Caption, 1.0)],
-        ..tiny.settings.clone()
-    });
-    let first = trainer.step(&tiny.batch).unwrap().loss;
-    let last = (0..40)
-        .map(|_| trainer.step(&tiny.batch).unwrap().loss)
-        .last()
-        .unwrap();
-    assert!(last < 0.05 * first, "{first} to {last}");
+    for compute in [Compute::Auto, Compute::BurnBf16] {
+        let tiny = Tiny::read();
+        let mut trainer = tiny.trainer(Settings {
+            pairs: vec![Pair(View::Image, View::Caption, 1.0)],
+            compute,
+            ..tiny.settings.clone()
+        });
+        let first = trainer.step(&tiny.batch).unwrap().loss;
+        let last = (0..40)
+            .map(|_| trainer.step(&tiny.batch).unwrap().loss)
+            .last()
+            .unwrap();
+        assert!(last < 0.05 * first, "{compute:?}: {first} to {last}");
+    }
 }
 
 #[test]
@@ -462,17 +512,20 @@ fn a_convolutional_tower_learns_too_and_keeps_its_statistics() {
         ..tiny.config.clone()
     };
     let weights = RandomWeights::new(&config.image, &config.text, 3);
-    let settings = Settings {
-        pairs: vec![Pair(View::Image, View::Caption, 1.0)],
-        ..tiny.settings.clone()
-    };
-    let mut trainer = Trainer::new(&weights, config, settings, &Device::flex()).unwrap();
-    let before = all(&trainer.weights());
-    let losses: Vec<_> = (0..15).map(|_| trainer.step(&tiny.batch).unwrap().loss).collect();
-    assert!(losses[14] < 0.7 * losses[0], "{losses:?}");
-    for (name, after) in all(&trainer.weights()) {
-        if name.starts_with("visual.") {
-            assert_eq!(before[&name] == after, name.contains(".running_"), "{name}");
+    for compute in [Compute::Auto, Compute::BurnBf16] {
+        let settings = Settings {
+            pairs: vec![Pair(View::Image, View::Caption, 1.0)],
+            compute,
+            ..tiny.settings.clone()
+        };
+        let mut trainer = Trainer::new(&weights, config.clone(), settings, &Device::flex()).unwrap();
+        let before = all(&trainer.weights());
+        let losses: Vec<_> = (0..15).map(|_| trainer.step(&tiny.batch).unwrap().loss).collect();
+        assert!(losses[14] < 0.7 * losses[0], "{compute:?}: {losses:?}");
+        for (name, after) in all(&trainer.weights()) {
+            if name.starts_with("visual.") {
+                assert_eq!(before[&name] == after, name.contains(".running_"), "{name}");
+            }
         }
     }
 }

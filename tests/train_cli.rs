@@ -286,6 +286,14 @@ fn what_is_wrong_is_said_before_or_while_training() {
             &[("seed: 3", "seed: 3\nfreeze: [image, text]")],
             &["nothing to train"],
         ),
+        (
+            &[("seed: 3", "seed: 3\nprecision: f16")],
+            &["c.yaml", "f16", "bf16"],
+        ),
+        (
+            &[("seed: 3", "seed: 3\nprecision: bf16")],
+            &["bf16 on the CPU, expected f32"],
+        ),
     ];
     for (replace, expected) in wrong {
         let error = failure(&folder.config("c.yaml", replace).train(&["c.yaml"]));

@@ -4,7 +4,7 @@
 use burn::tensor::activation::{gelu, relu, sigmoid, softmax};
 use burn::tensor::{Device, Tensor, TensorData};
 use ernie_vil::kernels::{Activation, AttentionShape};
-use ernie_vil::train::kernels::{self, DropoutMask};
+use ernie_vil::train::kernels::{self, Compute, DropoutMask};
 
 /// Values between -1 and 1 that differ from one another.
 fn values(n: usize, seed: u32) -> Vec<f32> {
@@ -115,7 +115,7 @@ fn attention() {
             let key_bias = || has_bias.then(|| constant(bias.clone(), [batch, 1, 1, tokens]));
             let got = on_threads(|| {
                 run(std::slice::from_ref(&qkv), &[], |x, _| {
-                    kernels::attention(x[0].clone(), key_bias(), &shape, drop, only_first)
+                    kernels::attention(x[0].clone(), key_bias(), &shape, drop, only_first, Compute::Auto)
                 })
             });
             let expected = run(std::slice::from_ref(&qkv), &[], |x, _| {
@@ -159,7 +159,7 @@ fn layer_norm() {
         let others = [leaf([width], 2), leaf([width], 3)];
         let got = on_threads(|| {
             run::<2, 2>(&x, &others, |x, o| {
-                kernels::layer_norm(x[0].clone(), o[0].clone(), o[1].clone(), 1e-5)
+                kernels::layer_norm(x[0].clone(), o[0].clone(), o[1].clone(), 1e-5, Compute::Auto)
             })
         });
         let expected = run::<2, 2>(&x, &others, |x, o| {
@@ -199,7 +199,7 @@ fn activations() {
             let same = constant(vec![1.0], [1, 1]);
             let got = on_threads(|| {
                 run::<2, 2>(&x, &[], |x, _| {
-                    kernels::linear(x[0].clone(), same.clone(), None, activation)
+                    kernels::linear(x[0].clone(), same.clone(), None, activation, Compute::Auto)
                 })
             });
             let expected = run::<2, 2>(&x, &[], |x, _| composed(x[0].clone(), activation));
@@ -223,7 +223,13 @@ fn linear() {
             let bias = [leaf([outputs], 3)];
             let got = on_threads(|| {
                 run::<2, 2>(&inputs_of, &bias, |x, b| {
-                    kernels::linear(x[0].clone(), x[1].clone(), Some(b[0].clone()), activation)
+                    kernels::linear(
+                        x[0].clone(),
+                        x[1].clone(),
+                        Some(b[0].clone()),
+                        activation,
+                        Compute::Auto,
+                    )
                 })
             });
             let expected = run::<2, 2>(&inputs_of, &bias, |x, b| {
@@ -248,12 +254,18 @@ fn linear_of_what_is_fixed() {
         constant(values(15, 2), [3, 5]),
     );
     let bias = leaf([5], 3);
-    let y = kernels::linear(x.clone(), weight.clone(), Some(bias.clone()), Activation::None);
+    let y = kernels::linear(
+        x.clone(),
+        weight.clone(),
+        Some(bias.clone()),
+        Activation::None,
+        Compute::Auto,
+    );
     assert_eq!(y.dims(), [2, 2, 5]);
     let gradients = y.sum().backward();
     assert_eq!(floats(bias.grad(&gradients).expect("a gradient")), [4.0; 5]);
     assert!(x.grad(&gradients).is_none() && weight.grad(&gradients).is_none());
-    let without = kernels::linear(x.clone(), weight.clone(), None, Activation::None);
+    let without = kernels::linear(x.clone(), weight.clone(), None, Activation::None, Compute::Auto);
     let plain = x.reshape([4, 3]).matmul(weight);
     assert_near("no bias", &floats(without), &floats(plain));
 }
@@ -281,7 +293,8 @@ fn dropout() {
     let mask = constant(factors, [rows, width]);
     let got = on_threads(|| {
         run::<2, 2>(&inputs, &[], |x, _| {
-            kernels::add_drop_out(x[0].clone(), kernels::drop_out(x[1].clone(), drop), drop)
+            let dropped = kernels::drop_out(x[1].clone(), drop, Compute::Auto);
+            kernels::add_drop_out(x[0].clone(), dropped, drop, Compute::Auto)
         })
     });
     let expected = run::<2, 2>(&inputs, &[], |x, _| {

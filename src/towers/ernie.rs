@@ -175,7 +175,7 @@ mod training {
     use crate::kernels::{Activation, AttentionShape};
     use crate::towers::training::{dense, norm};
     use crate::train::Dropping;
-    use crate::train::kernels::{add_drop_out, attention, drop_out, linear};
+    use crate::train::kernels::{Compute, add_drop_out, attention, drop_out, linear, single};
 
     impl Ernie {
         pub(crate) fn forward_training(
@@ -183,13 +183,16 @@ mod training {
             embedded: Tensor<3>,
             key_bias: Tensor<4>,
             dropping: &mut Dropping,
+            compute: Compute,
         ) -> Tensor<2> {
-            let mut x = drop_out(norm(&self.ln, embedded, self.epsilon), dropping.hidden());
+            let normed = norm(&self.ln, embedded, self.epsilon, compute);
+            let mut x = drop_out(normed, dropping.hidden(), compute);
             for (i, block) in self.blocks.iter().enumerate() {
                 let is_last = i + 1 == self.blocks.len();
-                x = block.forward_training(x, key_bias.clone(), is_last, self.epsilon, dropping);
+                x = block.forward_training(x, key_bias.clone(), is_last, self.epsilon, dropping, compute);
             }
-            dense(&self.pooler, x.squeeze_dim::<2>(1), Activation::None).tanh()
+            let pooled = dense(&self.pooler, x.squeeze_dim::<2>(1), Activation::None, compute);
+            single(pooled).tanh()
         }
     }
 
@@ -201,6 +204,7 @@ mod training {
             only_first: bool,
             epsilon: f64,
             dropping: &mut Dropping,
+            compute: Compute,
         ) -> Tensor<3> {
             let shape = AttentionShape {
                 heads: self.heads,
@@ -210,30 +214,23 @@ mod training {
             let parts = [&self.q, &self.k, &self.v];
             let weight = Tensor::cat(parts.map(|part| part.weight.val()).to_vec(), 1);
             let bias = parts.map(|part| part.bias.as_ref().expect("a bias").val());
-            let qkv = linear(
-                x.clone(),
-                weight,
-                Some(Tensor::cat(bias.to_vec(), 0)),
-                Activation::None,
-            );
-            let attended = attention(
-                qkv,
-                Some(key_bias),
-                &shape,
-                Some(dropping.attention()),
-                only_first,
-            );
-            let attended = dense(&self.o, attended, Activation::None);
+            let bias = Some(Tensor::cat(bias.to_vec(), 0));
+            let qkv = linear(x.clone(), weight, bias, Activation::None, compute);
+            let drop = Some(dropping.attention());
+            let attended = attention(qkv, Some(key_bias), &shape, drop, only_first, compute);
+            let attended = dense(&self.o, attended, Activation::None, compute);
             let x = if only_first { x.narrow(1, 0, 1) } else { x };
-            let x = norm(&self.ln1, add_drop_out(x, attended, dropping.hidden()), epsilon);
+            let sum = add_drop_out(x, attended, dropping.hidden(), compute);
+            let x = norm(&self.ln1, sum, epsilon, compute);
             let activation = if self.has_relu {
                 Activation::Relu
             } else {
                 Activation::Gelu
             };
-            let hidden = dense(&self.ffn_i, x.clone(), activation);
-            let ffn = dense(&self.ffn_o, hidden, Activation::None);
-            norm(&self.ln2, add_drop_out(x, ffn, dropping.hidden()), epsilon)
+            let hidden = dense(&self.ffn_i, x.clone(), activation, compute);
+            let ffn = dense(&self.ffn_o, hidden, Activation::None, compute);
+            let sum = add_drop_out(x, ffn, dropping.hidden(), compute);
+            norm(&self.ln2, sum, epsilon, compute)
         }
     }
 }

@@ -52,7 +52,8 @@ pub(crate) use load::{Layered, Loader};
 use load::{Words, WordsOnDevice};
 #[cfg(feature = "train")]
 pub(crate) use load::{parameter, parameter_id};
-use precision::{Products, narrowed, to};
+pub(crate) use precision::to;
+use precision::{Products, narrowed};
 #[cfg(feature = "train")]
 pub(crate) use vit::PATCH_EMBED;
 

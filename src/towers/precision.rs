@@ -109,7 +109,7 @@ pub(super) fn dtype<const D: usize>(x: &Tensor<D>) -> FloatDType {
 }
 
 /// In another precision, if it is another.
-pub(super) fn to<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
+pub(crate) fn to<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
     match self::dtype(&x) == dtype {
         true => x,
         false => x.cast(dtype),

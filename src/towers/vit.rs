@@ -189,45 +189,46 @@ mod training {
     use super::{Vit, VitBlock};
     use crate::kernels::{Activation, AttentionShape};
     use crate::towers::training::{dense, norm};
-    use crate::train::kernels::{attention, linear};
+    use crate::train::kernels::{Compute, attention, linear, single};
 
     impl Vit {
-        pub(crate) fn forward_training(&self, pixels: Tensor<4>) -> Tensor<2> {
+        pub(crate) fn forward_training(&self, pixels: Tensor<4>, compute: Compute) -> Tensor<2> {
             let patches = self.patches(pixels);
             let [batch, ..] = patches.dims();
-            let x = linear(patches, self.patch_embed.val(), None, Activation::None);
+            let x = linear(patches, self.patch_embed.val(), None, Activation::None, compute);
             let class = self.class_embedding.val().repeat_dim(0, batch);
-            let x = Tensor::cat(vec![class, x], 1) + self.positional_embedding.val();
-            let mut x = norm(&self.norm_pre, x, self.epsilon);
+            let x = Tensor::cat(vec![class, single(x)], 1) + self.positional_embedding.val();
+            let mut x = norm(&self.norm_pre, x, self.epsilon, compute);
             for (i, block) in self.blocks.iter().enumerate() {
-                x = block.forward_training(x, i + 1 == self.blocks.len(), self.epsilon);
+                x = block.forward_training(x, i + 1 == self.blocks.len(), self.epsilon, compute);
             }
-            norm(&self.norm_post, x, self.epsilon).squeeze_dim(1)
+            norm(&self.norm_post, x, self.epsilon, compute).squeeze_dim(1)
         }
     }
 
     impl VitBlock {
-        fn forward_training(&self, x: Tensor<3>, only_first: bool, epsilon: f64) -> Tensor<3> {
+        fn forward_training(
+            &self,
+            x: Tensor<3>,
+            only_first: bool,
+            epsilon: f64,
+            compute: Compute,
+        ) -> Tensor<3> {
             let [_, _, width] = x.dims();
             let shape = AttentionShape {
                 heads: self.heads,
                 query_head_width: width / self.heads,
                 value_head_width: width / self.heads,
             };
-            let qkv = dense(&self.qkv, norm(&self.norm1, x.clone(), epsilon), Activation::None);
-            let attended = dense(
-                &self.proj,
-                attention(qkv, None, &shape, None, only_first),
-                Activation::None,
-            );
+            let normed = norm(&self.norm1, x.clone(), epsilon, compute);
+            let qkv = dense(&self.qkv, normed, Activation::None, compute);
+            let attended = attention(qkv, None, &shape, None, only_first, compute);
+            let attended = dense(&self.proj, attended, Activation::None, compute);
             let x = if only_first { x.narrow(1, 0, 1) } else { x };
-            let x = x + attended;
-            let hidden = dense(
-                &self.fc1,
-                norm(&self.norm2, x.clone(), epsilon),
-                Activation::QuickGelu,
-            );
-            x + dense(&self.fc2, hidden, Activation::None)
+            let x = x + single(attended);
+            let normed = norm(&self.norm2, x.clone(), epsilon, compute);
+            let hidden = dense(&self.fc1, normed, Activation::QuickGelu, compute);
+            x + single(dense(&self.fc2, hidden, Activation::None, compute))
         }
     }
 }

@@ -14,6 +14,7 @@ mod optimizer;
 pub use crate::weights::TEMPERATURE;
 pub use dropout::Dropout;
 pub(crate) use dropout::Dropping;
+pub use kernels::Compute;
 pub use loss::{EqualTexts, Loss, Pair, View, check_pairs, contrastive_loss};
 pub use model::{FIRST_TEMPERATURE, Trainable, Weights, tensors};
 pub use optimizer::{OptimizerSettings, Schedule};
@@ -104,6 +105,8 @@ pub struct Settings {
     pub freeze_text: bool,
     /// Where all that is random starts.
     pub seed: u64,
+    /// By what the towers compute, and in which precision.
+    pub compute: Compute,
 }
 
 /// What came of a step.
@@ -223,7 +226,8 @@ impl Trainer {
     /// and the part.
     fn embed(&self, model: &Trainable, views: &[View], part: usize, rows: &Batch) -> Vec<(View, Tensor<2>)> {
         let seed = seed_of(&[self.settings.seed, self.step, part as u64]);
-        model.embed_views(views, rows, &mut Dropping::new(self.settings.dropout, seed))
+        let mut dropping = Dropping::new(self.settings.dropout, seed);
+        model.embed_views(views, rows, &mut dropping, self.settings.compute)
     }
 
     /// The loss of a batch and its gradients with respect to all parameters that are trained.

@@ -8,8 +8,9 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData as BurnData};
 
 use super::dropout::Dropping;
+use super::kernels::Compute;
 use super::loss::View;
-use crate::towers::{EfficientNet, Ernie, Layered, Loader, PATCH_EMBED, Vit, parameter, parameter_id};
+use crate::towers::{EfficientNet, Ernie, Layered, Loader, PATCH_EMBED, Vit, parameter, parameter_id, to};
 use crate::weights::{self, TEMPERATURE, TensorData, TensorSource};
 use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
 
@@ -43,10 +44,10 @@ pub enum ImageModule {
 }
 
 impl ImageModule {
-    fn forward_training(&self, pixels: Tensor<4>) -> Tensor<2> {
+    fn forward_training(&self, pixels: Tensor<4>, compute: Compute) -> Tensor<2> {
         match self {
-            Self::Vit(vit) => vit.forward_training(pixels),
-            Self::EfficientNet(net) => net.forward(pixels),
+            Self::Vit(vit) => vit.forward_training(pixels, compute),
+            Self::EfficientNet(net) => net.forward(to(pixels, compute.dtype())),
         }
     }
 }
@@ -129,7 +130,7 @@ impl Trainable {
 
     /// Texts, each its ids without padding, to embeddings [texts, width], not normalised. Texts of like
     /// length go together, so that little padding is computed.
-    pub(crate) fn embed_texts(&self, texts: &[&[u32]], dropout: &mut Dropping) -> Tensor<2> {
+    fn embed_texts(&self, texts: &[&[u32]], dropout: &mut Dropping, compute: Compute) -> Tensor<2> {
         /// Texts that go together at most: enough to keep the cores busy.
         const GROUP: usize = 64;
         let device = self.words.device();
@@ -139,7 +140,7 @@ impl Trainable {
             .chunks(GROUP)
             .map(|group| {
                 let group: Vec<&[u32]> = group.iter().map(|&i| texts[i]).collect();
-                self.embed_group(&group, dropout, &device)
+                self.embed_group(&group, dropout, &device, compute)
             })
             .collect();
         let mut place = vec![0i32; order.len()];
@@ -150,7 +151,13 @@ impl Trainable {
         Tensor::cat(groups, 0).select(0, place)
     }
 
-    fn embed_group(&self, texts: &[&[u32]], dropout: &mut Dropping, device: &Device) -> Tensor<2> {
+    fn embed_group(
+        &self,
+        texts: &[&[u32]],
+        dropout: &mut Dropping,
+        device: &Device,
+        compute: Compute,
+    ) -> Tensor<2> {
         let (count, longest) = (texts.len(), texts.iter().map(|t| t.len()).max().unwrap_or(0));
         let mut ids = vec![0i32; count * longest];
         let mut bias = vec![-10_000.0f32; count * longest];
@@ -170,8 +177,8 @@ impl Trainable {
         for types in [&self.sentence_types, &self.task_types].into_iter().flatten() {
             added = added + types.val().narrow(0, 0, 1);
         }
-        self.text
-            .forward_training(words + added.unsqueeze::<3>(), bias, dropout)
+        let embedded = words + added.unsqueeze::<3>();
+        self.text.forward_training(embedded, bias, dropout, compute)
     }
 
     /// The embeddings of the views, each [rows, width]. Views of one tower are computed together.
@@ -180,6 +187,7 @@ impl Trainable {
         views: &[View],
         batch: &super::Batch,
         dropout: &mut Dropping,
+        compute: Compute,
     ) -> Vec<(View, Tensor<2>)> {
         let rows = batch.rows();
         let device = self.words.device();
@@ -202,7 +210,8 @@ impl Trainable {
             let pixels = BurnData::new(pixels, [images.len() * rows, 3, size, size]);
             split(
                 &images,
-                self.image.forward_training(Tensor::from_data(pixels, &device)),
+                self.image
+                    .forward_training(Tensor::from_data(pixels, &device), compute),
             );
         }
         if !texts.is_empty() {
@@ -214,7 +223,7 @@ impl Trainable {
                 };
                 all.extend(of.iter().map(Vec::as_slice));
             }
-            split(&texts, self.embed_texts(&all, dropout));
+            split(&texts, self.embed_texts(&all, dropout, compute));
         }
         embedded
     }

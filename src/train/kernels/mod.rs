@@ -3,21 +3,53 @@
 //! On the CPU (Burn's Flex backend) each runs as one pass over its rows; on every other device it is composed of
 //! Burn's tensor operations, which its compilers fuse. Gradients come back for everything but the bias of the
 //! keys.
+//!
+//! With [`Compute::BurnBf16`] layers and attention give bfloat16, which the next layer takes as it is; what is added up,
+//! normalised or dropped from is made single precision first ([`single`]).
 
 mod flex;
 
 use burn::tensor::activation::{gelu, relu, sigmoid, softmax};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 
 pub use crate::kernels::train::DropoutMask;
 use crate::kernels::{Activation, AttentionShape};
+use crate::towers::to;
 use flex::TrainKernels;
 
 type Dispatch = burn::backend::Dispatch;
 
-/// Whether the device's memory is the host's, where the fused kernels run.
-fn is_host(device: &Device) -> bool {
-    device.clone().without_autodiff() == Device::flex()
+/// How training computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compute {
+    /// By the fused kernels on the CPU, by Burn's operations elsewhere, in single precision.
+    #[default]
+    Auto,
+    /// By Burn's operations everywhere.
+    Burn,
+    /// By Burn's operations, with products in bfloat16. Weights, their gradients, normalisations, softmax, the loss and
+    /// what is passed on from block to block are in single precision.
+    BurnBf16,
+}
+
+impl Compute {
+    /// Whether the fused kernels run, for which the device's memory has to be the host's.
+    fn is_fused(self, device: &Device) -> bool {
+        self == Self::Auto && device.clone().without_autodiff() == Device::flex()
+    }
+
+    /// The precision of products.
+    pub(crate) fn dtype(self) -> FloatDType {
+        match self {
+            Self::Auto | Self::Burn => FloatDType::F32,
+            Self::BurnBf16 => FloatDType::BF16,
+        }
+    }
+}
+
+/// In single precision.
+pub(crate) fn single<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    to(x, FloatDType::F32)
 }
 
 /// Multi-head attention of each sequence to itself.
@@ -36,6 +68,7 @@ pub fn attention(
     shape: &AttentionShape,
     drop: Option<DropoutMask>,
     only_first: bool,
+    compute: Compute,
 ) -> Tensor<3> {
     let [batch, tokens, width] = qkv.dims();
     let (query_width, value_width) = (shape.query_width(), shape.value_width());
@@ -44,7 +77,7 @@ pub fn attention(
         2 * query_width + value_width,
         "queries, keys and values of all heads"
     );
-    if is_host(&qkv.device()) {
+    if compute.is_fused(&qkv.device()) {
         let key_bias = match key_bias {
             Some(bias) => bias.reshape([batch, tokens]),
             None => Tensor::zeros([batch, tokens], &qkv.device()),
@@ -70,7 +103,7 @@ pub fn attention(
     if only_first {
         q = q.narrow(2, 0, 1);
     }
-    let mut scores = (q * (shape.query_head_width as f64).powf(-0.5)).matmul(k.transpose());
+    let mut scores = single((q * (shape.query_head_width as f64).powf(-0.5)).matmul(k.transpose()));
     if let Some(bias) = key_bias {
         scores = scores + bias;
     }
@@ -79,7 +112,7 @@ pub fn attention(
         weights = composed_drop(weights, &drop);
     }
     let rows = if only_first { 1 } else { tokens };
-    weights
+    to(weights, compute.dtype())
         .matmul(v)
         .swap_dims(1, 2)
         .reshape([batch, rows, value_width])
@@ -94,8 +127,9 @@ pub fn layer_norm<const D: usize>(
     scale: Tensor<1>,
     shift: Tensor<1>,
     epsilon: f64,
+    compute: Compute,
 ) -> Tensor<D> {
-    if is_host(&x.device()) {
+    if compute.is_fused(&x.device()) {
         return Tensor::from_dispatch(<Dispatch as TrainKernels>::fused_layer_norm(
             x.into_dispatch(),
             scale.into_dispatch(),
@@ -125,8 +159,9 @@ pub fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
     activation: Activation,
+    compute: Compute,
 ) -> Tensor<D> {
-    if is_host(&x.device()) {
+    if compute.is_fused(&x.device()) {
         let [_, outputs] = weight.dims();
         let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], &weight.device()));
         return Tensor::from_dispatch(<Dispatch as TrainKernels>::fused_linear(
@@ -136,16 +171,18 @@ pub fn linear<const D: usize>(
             activation,
         ));
     }
+    let (x, weight) = (to(x, compute.dtype()), to(weight, compute.dtype()));
+    let bias = bias.map(|bias| to(bias, compute.dtype()));
     composed_activation(burn::tensor::module::linear(x, weight, bias), activation)
 }
 
 /// Sets a share of the values to 0 and scales the others up, so that the expected sum stays. On the CPU
 /// [`DropoutMask::factor`] says which, elsewhere the device's own generator from the mask's seed on.
-pub fn drop_out<const D: usize>(x: Tensor<D>, drop: DropoutMask) -> Tensor<D> {
+pub fn drop_out<const D: usize>(x: Tensor<D>, drop: DropoutMask, compute: Compute) -> Tensor<D> {
     if drop.share == 0.0 {
         return x;
     }
-    if is_host(&x.device()) {
+    if compute.is_fused(&x.device()) {
         return Tensor::from_dispatch(<Dispatch as TrainKernels>::fused_drop(x.into_dispatch(), drop));
     }
     composed_drop(x, &drop)
@@ -155,11 +192,17 @@ pub fn drop_out<const D: usize>(x: Tensor<D>, drop: DropoutMask) -> Tensor<D> {
 ///
 /// # Panics
 /// Where the shapes differ.
-pub fn add_drop_out<const D: usize>(x: Tensor<D>, y: Tensor<D>, drop: DropoutMask) -> Tensor<D> {
+pub fn add_drop_out<const D: usize>(
+    x: Tensor<D>,
+    y: Tensor<D>,
+    drop: DropoutMask,
+    compute: Compute,
+) -> Tensor<D> {
+    let y = single(y);
     if drop.share == 0.0 {
         return x + y;
     }
-    if is_host(&x.device()) {
+    if compute.is_fused(&x.device()) {
         return Tensor::from_dispatch(<Dispatch as TrainKernels>::fused_add_drop(
             x.into_dispatch(),
             y.into_dispatch(),
