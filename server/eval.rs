@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use ernie_vil::pairs::{PairReader, count_rows};
-use ernie_vil::recall::{self, Report};
+use ernie_vil::recall::Report;
 use ernie_vil::vectors::{Embeddings, Pairs};
 
 use crate::cli;
-use crate::model::Model;
+use crate::model::{self, Model};
 use crate::pipeline::{self, Options, Times};
 use crate::progress::{Progress, Unit};
 use crate::{builtin, score};
@@ -62,15 +62,14 @@ fn evaluate(
     let embedded = start.elapsed();
     drop(progress);
     let start = Instant::now();
-    let ranks =
-        recall::ranks(&all.text, &all.image, recall::Options::default()).with_context(|| name.to_owned())?;
+    let (ranks, scorer) = model::ranks(model, &all.text, &all.image).with_context(|| name.to_owned())?;
     let report = Report::new(&ranks)?;
     if !global.quiet {
         eprintln!(
             "{}",
             pipeline::summary(all.text.rows() as u64, "pairs", embedded, &times)
         );
-        eprintln!("scored in {:.2} s", start.elapsed().as_secs_f64());
+        eprintln!("scored on {scorer} in {:.2} s", start.elapsed().as_secs_f64());
     }
     for row in &all.skipped {
         eprintln!("skipped line {}: {}", row.line, row.reason);

@@ -11,6 +11,7 @@ use burn::tensor::Device;
 #[cfg(feature = "wgpu")]
 use ernie_vil::gpu::{Gpu, Precision};
 use ernie_vil::image::Preprocessor;
+use ernie_vil::recall::{self, Ranks};
 use ernie_vil::text::Tokenizer;
 #[cfg(feature = "wgpu")]
 use ernie_vil::towers::check_gpu;
@@ -249,6 +250,25 @@ pub fn encoder(
             _ => refused("f32: its kernels compute in single precision (--device flex does as a card would)"),
         },
     }
+}
+
+/// The ranks of pairs: by Burn on the model's device where that is what computes there, and on the host otherwise. Also says
+/// where.
+pub fn ranks(
+    model: &Model,
+    text: &Embeddings,
+    image: &Embeddings,
+) -> ernie_vil::Result<(Ranks, cli::Device)> {
+    let options = recall::Options::default();
+    let on = |device: &Device, engine: Engine| recall::ranks_on(text, image, options, device, engine);
+    let device = model.devices[0];
+    let ranks = match device {
+        cli::Device::Flex => on(&Device::flex(), Engine::Burn)?,
+        #[cfg(feature = "cuda")]
+        cli::Device::Cuda(number) => on(&Device::cuda(number), Engine::BurnSplit)?,
+        _ => return Ok((recall::ranks(text, image, options)?, cli::Device::Cpu)),
+    };
+    Ok((ranks, device))
 }
 
 /// The device that one stands for: `auto` is a graphics card where there is one, and the CPU otherwise.

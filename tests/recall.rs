@@ -1,6 +1,8 @@
 //! Ranks and recall, against what the original's evaluation prints and against plain loops.
 
-use ernie_vil::recall::{Options, Ranks, Report, TestSet, comparison, published, ranks};
+use burn::tensor::Device;
+use ernie_vil::recall::{Options, Ranks, Report, TestSet, comparison, published, ranks, ranks_on};
+use ernie_vil::towers::Engine;
 use ernie_vil::vectors::{Embeddings, read_out};
 use ernie_vil::{Published, Result};
 use proptest::prelude::*;
@@ -160,6 +162,39 @@ fn plain_loops(text: &Embeddings, image: &Embeddings) -> Ranks {
     }
 }
 
+/// The ranks by Burn, with products as a device does them and in halves.
+fn by_burn(text: &Embeddings, image: &Embeddings) -> [Ranks; 2] {
+    [Engine::Burn, Engine::BurnSplit]
+        .map(|engine| ranks_on(text, image, Options::default(), &Device::flex(), engine).unwrap())
+}
+
+#[test]
+fn a_device_gives_the_same_ranks() {
+    // One tile, one and a row, and some.
+    for rows in [1, 2, 33, 2047, 2048, 2049, 4500] {
+        let text = whole_numbers(rows, 7, rows as u64);
+        let image = whole_numbers(rows, 7, 1007);
+        let expected = ranks(&text, &image, Options::default()).unwrap();
+        for found in by_burn(&text, &image) {
+            assert!(found == expected, "{rows} rows");
+        }
+    }
+    let one = whole_numbers(1, 7, 1);
+    let error = ranks_on(
+        &one,
+        &whole_numbers(2, 7, 1),
+        Options::default(),
+        &Device::flex(),
+        Engine::Burn,
+    );
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("expected the same of each")
+    );
+}
+
 #[test]
 fn tiles_of_any_size_give_the_ranks_of_plain_loops() {
     for rows in [1, 2, 31, 32, 33, 239, 240, 241, 480, 511, 512, 513, 1025] {
@@ -202,7 +237,7 @@ fn equal_vectors_tie_exactly_wherever_they_stand() {
     // Values that every order of summation rounds differently, in rows that come back at odd distances.
     // Of unit vectors only copies score as high as the partner, so one wrong bit is one wrong rank.
     for dimensions in [7, 64, 400, 769] {
-        let (rows, distinct) = (1000, 37);
+        let (rows, distinct) = (2100, 37);
         let value = |row: usize, column: usize| ((row % distinct * 31 + column * 7) as f32 * 0.37).sin();
         let values = (0..rows * dimensions).map(|at| value(at / dimensions, at % dimensions));
         let mut text = Embeddings::new(rows, dimensions, values.collect()).unwrap();
@@ -210,6 +245,7 @@ fn equal_vectors_tie_exactly_wherever_they_stand() {
         let found = ranks(&text, &text, Options::default()).unwrap();
         assert_eq!(found.text_to_image, vec![0; rows], "{dimensions} dimensions");
         assert_eq!(found.image_to_text, vec![0; rows], "{dimensions} dimensions");
+        assert!(by_burn(&text, &text) == [found.clone(), found]);
     }
 }
 

@@ -19,11 +19,13 @@
 //! # Ok::<(), ernie_vil::Error>(())
 //! ```
 
+mod device;
 mod published;
 mod ranks;
 mod related;
 mod report;
 
+pub use device::ranks_on;
 pub use published::{TestSet, comparison, published};
 pub use ranks::{Options, Ranks, ranks};
 pub use related::{

@@ -141,7 +141,7 @@ pub(super) fn count_ahead(
     }
 }
 
-fn check(text: &Embeddings, image: &Embeddings, options: Options) -> Result<(), String> {
+pub(super) fn check(text: &Embeddings, image: &Embeddings, options: Options) -> Result<(), String> {
     let rows = text.rows();
     if rows != image.rows() || text.dimensions() != image.dimensions() {
         return Err(format!(

@@ -52,8 +52,8 @@ pub(crate) use load::{Layered, Loader};
 use load::{Words, WordsOnDevice};
 #[cfg(feature = "train")]
 pub(crate) use load::{parameter, parameter_id};
-pub(crate) use precision::to;
-use precision::{Products, narrowed};
+use precision::narrowed;
+pub(crate) use precision::{Products, to};
 #[cfg(feature = "train")]
 pub(crate) use vit::PATCH_EMBED;
 
@@ -91,7 +91,7 @@ impl Engine {
     }
 
     /// How Burn multiplies.
-    fn products(self) -> Products {
+    pub(crate) fn products(self) -> Products {
         match self {
             Self::BurnSplit => Products::Split,
             _ => Products::Whole,

@@ -22,7 +22,7 @@ pub(super) fn narrowed<M: Module>(module: M, dtype: FloatDType) -> M {
 
 /// How two values are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Products {
+pub(crate) enum Products {
     /// As the device does it.
     Whole,
     /// In halves of at most 12 significant bits, so that nothing is lost where the device takes no more than 11.
@@ -47,7 +47,7 @@ impl Products {
         }
     }
 
-    pub(super) fn matmul<const D: usize>(self, a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    pub(crate) fn matmul<const D: usize>(self, a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
         self.of(a, b, Tensor::matmul)
     }
 
