@@ -140,6 +140,10 @@ pub struct DeviceArgs {
     /// Precision of the weights on the device and of what is multiplied with them; normalisations and sums stay in single precision
     #[arg(long, env = "ERNIE_VIL_DEVICE_DTYPE", default_value = "auto", value_enum)]
     pub dtype: DeviceDtype,
+    /// How Burn computes attention, on cuda and flex: by products, or by kernels that never write the scores, for which tokens are
+    /// padded to a multiple of 32 [default: products]
+    #[arg(long, env = "ERNIE_VIL_ATTENTION", value_enum)]
+    pub attention: Option<Attention>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -158,15 +162,30 @@ pub struct DevicesArgs {
     /// Precision of the weights on the device and of what is multiplied with them; normalisations and sums stay in single precision
     #[arg(long, env = "ERNIE_VIL_DEVICE_DTYPE", default_value = "auto", value_enum)]
     pub dtype: DeviceDtype,
+    /// How Burn computes attention, on cuda and flex: by products, or by kernels that never write the scores, for which tokens are
+    /// padded to a multiple of 32 [default: products]
+    #[arg(long, env = "ERNIE_VIL_ATTENTION", value_enum)]
+    pub attention: Option<Attention>,
 }
 
 impl DevicesArgs {
     /// Each device for itself.
     pub fn each(&self) -> Vec<DeviceArgs> {
-        let dtype = self.dtype;
-        let each = self.device.iter();
-        each.map(|&device| DeviceArgs { device, dtype }).collect()
+        let args = |&device| DeviceArgs {
+            device,
+            dtype: self.dtype,
+            attention: self.attention,
+        };
+        self.device.iter().map(args).collect()
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Attention {
+    /// Two products, with the softmax between them
+    Products,
+    /// Burn's operation
+    Fused,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -15,7 +15,7 @@ use ernie_vil::recall::{self, Ranks};
 use ernie_vil::text::Tokenizer;
 #[cfg(feature = "wgpu")]
 use ernie_vil::towers::check_gpu;
-use ernie_vil::towers::{DualEncoder, Engine, ImageTower, TextTower};
+use ernie_vil::towers::{Attention, BurnOptions, BurnPrecision, DualEncoder, Engine, ImageTower, TextTower};
 use ernie_vil::vectors::Embeddings;
 use ernie_vil::weights::{Checkpoint, Manifest, ManifestFile, SafetensorsFile, TensorSource};
 use ernie_vil::{Error, ModelConfig};
@@ -207,29 +207,41 @@ pub fn encoder(
     text: Option<&dyn TensorSource>,
     args: &cli::DeviceArgs,
 ) -> ernie_vil::Result<DualEncoder> {
-    let &cli::DeviceArgs { device, dtype } = args;
+    let &cli::DeviceArgs {
+        device,
+        dtype,
+        attention,
+    } = args;
     let chosen = chosen(device);
-    let single = match (chosen, dtype) {
-        (cli::Device::Cuda(_), DeviceDtype::Auto | DeviceDtype::F32) => Engine::BurnSplit,
-        _ => Engine::Burn,
-    };
     let refused = |expected: &str| {
         Err(Error::Device(format!(
             "--dtype {dtype} on {chosen}, expected {expected}"
         )))
     };
-    let burn = match dtype {
-        DeviceDtype::Auto | DeviceDtype::F32 | DeviceDtype::Tf32 => single,
-        DeviceDtype::F16 => Engine::BurnF16,
-        DeviceDtype::Bf16 => Engine::BurnBf16,
-    };
+    if attention.is_some() && !matches!(chosen, cli::Device::Flex | cli::Device::Cuda(_)) {
+        return Err(Error::Device(format!(
+            "--attention on {chosen}, expected cuda or flex: the kernels there have one way to compute it"
+        )));
+    }
+    let engine = Engine::Burn(BurnOptions {
+        precision: match (dtype, chosen) {
+            (DeviceDtype::F16, _) => BurnPrecision::F16,
+            (DeviceDtype::Bf16, _) => BurnPrecision::Bf16,
+            (DeviceDtype::Auto | DeviceDtype::F32, cli::Device::Cuda(_)) => BurnPrecision::Single,
+            _ => BurnPrecision::Device,
+        },
+        attention: match attention {
+            None | Some(cli::Attention::Products) => Attention::Products,
+            Some(cli::Attention::Fused) => Attention::Fused,
+        },
+    });
     match chosen {
         cli::Device::Flex if dtype == DeviceDtype::Tf32 => refused("f32, f16 or bf16"),
-        cli::Device::Flex => DualEncoder::load(config, image, text, &Device::flex(), burn),
+        cli::Device::Flex => DualEncoder::load(config, image, text, &Device::flex(), engine),
         #[cfg(feature = "cuda")]
         cli::Device::Cuda(number) => {
             cuda::prepare(number)?;
-            DualEncoder::load(config, image, text, &Device::cuda(number), burn)
+            DualEncoder::load(config, image, text, &Device::cuda(number), engine)
         }
         #[cfg(feature = "wgpu")]
         cli::Device::Wgpu => {
@@ -263,9 +275,9 @@ pub fn ranks(
     let on = |device: &Device, engine: Engine| recall::ranks_on(text, image, options, device, engine);
     let device = model.devices[0];
     let ranks = match device {
-        cli::Device::Flex => on(&Device::flex(), Engine::Burn)?,
+        cli::Device::Flex => on(&Device::flex(), Engine::BURN)?,
         #[cfg(feature = "cuda")]
-        cli::Device::Cuda(number) => on(&Device::cuda(number), Engine::BurnSplit)?,
+        cli::Device::Cuda(number) => on(&Device::cuda(number), Engine::BURN_SINGLE)?,
         _ => return Ok((recall::ranks(text, image, options)?, cli::Device::Cpu)),
     };
     Ok((ranks, device))

@@ -237,6 +237,7 @@ impl<'a> Run<'a> {
                     let device = cli::DeviceArgs {
                         device: self.device,
                         dtype: cli::DeviceDtype::Auto,
+                        attention: None,
                     };
                     let model = Model::from_parts(self.model.clone(), &self.vocab, sources, &[device])?;
                     let metric = validate(&model, path, report.step)?;

@@ -112,18 +112,18 @@ fn eval_without_arguments_scores_the_built_in_model_and_says_what_it_is() {
 fn both_engines_print_the_recorded_table() {
     let folder = TempDir::new().unwrap();
     let (model, pairs) = (convert(&folder, "tiny", &[]), golden("coco_cn_style.tsv"));
-    for device in ["cpu", "flex"] {
-        let table = run(&[
-            "eval",
-            "--device",
-            device,
-            "--model",
-            text(&model),
-            "--input",
-            text(&pairs),
-        ]);
+    let eval = ["eval", "--model", text(&model), "--input", text(&pairs)];
+    for more in [&["cpu"][..], &["flex"], &["flex", "--attention", "fused"]] {
+        let table = run(&[&eval[..], &["--device"], more].concat());
         let expected = fs::read_to_string(golden("eval_tiny.txt")).unwrap();
-        assert_eq!(stdout(&table), expected, "{device}");
+        assert_eq!(stdout(&table), expected, "{more:?}");
+    }
+    for (more, expected) in [
+        (["--attention", "fused"], "expected cuda or flex"),
+        (["--dtype", "tf32"], "--dtype tf32 on cpu, expected f32"),
+    ] {
+        let error = failure(&run(&[&eval[..], &more].concat()));
+        assert!(error.contains(expected), "{error}");
     }
 }
 

@@ -153,7 +153,7 @@ fn half_precision_is_near() {
             image_size: size,
             ..config(model)
         };
-        for engine in [Engine::BurnF16, Engine::BurnBf16] {
+        for engine in [Engine::BURN_F16, Engine::BURN_BF16] {
             let tower = ImageTower::load(&Renamed::new(&file), &config, &Device::flex(), engine).unwrap();
             let got = tower.embed_raw(&values("input")).unwrap();
             let expected = values("pooled");
@@ -378,7 +378,7 @@ fn every_recorded_point_on_a_graphics_card() {
 fn every_recorded_point() {
     for model in MODELS {
         let recording = recording(model);
-        for engine in [Engine::Auto, Engine::Burn] {
+        for engine in [Engine::Auto, Engine::BURN] {
             let tower = tower(model, engine);
             let mut compared = 0;
             for (name, (shape, pixels)) in &recording {
@@ -431,7 +431,7 @@ fn batch_and_threads_change_nothing() {
         assert_eq!(pool.install(|| tower.embed_raw(&pixels)).unwrap(), all);
     }
     // By Burn it is the same up to rounding.
-    let other = ImageTower::load(&random(&config), &config, &Device::flex(), Engine::Burn).unwrap();
+    let other = ImageTower::load(&random(&config), &config, &Device::flex(), Engine::BURN).unwrap();
     let other = other.embed_raw(&pixels).unwrap();
     assert!(difference(&other, &all) < 1e-4, "{}", difference(&other, &all));
 }
@@ -469,7 +469,7 @@ fn a_tower_that_arrives_in_pieces_is_the_same() {
         for (engine, dtype, piece) in [
             (Engine::Auto, Dtype::F32, 4_099),
             (Engine::Auto, Dtype::F16, 1 << 20),
-            (Engine::Burn, Dtype::F32, 77_777),
+            (Engine::BURN, Dtype::F32, 77_777),
         ] {
             let mut file = Vec::new();
             write_safetensors(&mut file, &random(&config), &image_tensors(&config), dtype).unwrap();
@@ -509,7 +509,7 @@ impl TensorSource for Changed<'_> {
 fn weights_that_make_no_numbers_are_refused() {
     let config = config("a");
     let random = random(&config);
-    for engine in [Engine::Auto, Engine::Burn] {
+    for engine in [Engine::Auto, Engine::BURN] {
         let flat = Changed(&random, "visual.bn1.running_var", 0.0);
         let error = |name, value| {
             let loaded = ImageTower::load(&Changed(&flat, name, value), &config, &Device::flex(), engine);

@@ -164,7 +164,7 @@ fn plain_loops(text: &Embeddings, image: &Embeddings) -> Ranks {
 
 /// The ranks by Burn, with products as a device does them and in halves.
 fn by_burn(text: &Embeddings, image: &Embeddings) -> [Ranks; 2] {
-    [Engine::Burn, Engine::BurnSplit]
+    [Engine::BURN, Engine::BURN_SINGLE]
         .map(|engine| ranks_on(text, image, Options::default(), &Device::flex(), engine).unwrap())
 }
 
@@ -185,7 +185,7 @@ fn a_device_gives_the_same_ranks() {
         &whole_numbers(2, 7, 1),
         Options::default(),
         &Device::flex(),
-        Engine::Burn,
+        Engine::BURN,
     );
     assert!(
         error

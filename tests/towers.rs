@@ -10,7 +10,8 @@ use burn::tensor::Device;
 use ernie_vil::gpu::Gpu;
 use ernie_vil::image::{Limits, Pixels, Preprocessor, decode, decode_base64};
 use ernie_vil::towers::{
-    Engine, ImageTower, ImageTowerStream, Step, TextTower, TextTowerStream, TypedCaption,
+    Attention, BurnOptions, BurnPrecision, Engine, ImageTower, ImageTowerStream, Step, TextTower,
+    TextTowerStream, TypedCaption,
 };
 use ernie_vil::weights::{
     Bits, Checkpoint, Dtype, RandomWeights, Renamed, SafetensorsFile, TensorSource, image_tensors,
@@ -27,6 +28,7 @@ enum On {
     Host,
     Burn,
     Split,
+    Fused,
     #[cfg(feature = "wgpu")]
     Gpu(Gpu),
 }
@@ -37,6 +39,7 @@ impl fmt::Display for On {
             On::Host => write!(f, "on the host"),
             On::Burn => write!(f, "by Burn"),
             On::Split => write!(f, "by Burn, in halves"),
+            On::Fused => write!(f, "by Burn's attention"),
             #[cfg(feature = "wgpu")]
             On::Gpu(gpu) => write!(f, "on {:?}", gpu.name()),
         }
@@ -46,7 +49,7 @@ impl fmt::Display for On {
 /// Everything that can compute here; a program may stand in for a graphics card.
 fn everything() -> Vec<On> {
     #[allow(unused_mut)]
-    let mut found = vec![On::Host, On::Burn, On::Split];
+    let mut found = vec![On::Host, On::Burn, On::Split, On::Fused];
     #[cfg(feature = "wgpu")]
     match pollster::block_on(Gpu::open(true)) {
         Ok(gpu) => found.push(On::Gpu(gpu)),
@@ -125,14 +128,18 @@ impl On {
     }
 
     fn is_burn(&self) -> bool {
-        matches!(self, On::Burn | On::Split)
+        matches!(self, On::Burn | On::Split | On::Fused)
     }
 
     fn engine(&self) -> Engine {
         match self {
             On::Host => Engine::Auto,
-            On::Split => Engine::BurnSplit,
-            _ => Engine::Burn,
+            On::Split => Engine::BURN_SINGLE,
+            On::Fused => Engine::Burn(BurnOptions {
+                attention: Attention::Fused,
+                ..BurnOptions::default()
+            }),
+            _ => Engine::BURN,
         }
     }
 
@@ -271,7 +278,18 @@ fn vectors_in_half_precision() {
         let (image, text) = configs(model);
         let ids = rows(&recording);
         let device = Device::flex();
-        for engine in [Engine::BurnF16, Engine::BurnBf16] {
+        let fused = |precision| {
+            Engine::Burn(BurnOptions {
+                precision,
+                attention: Attention::Fused,
+            })
+        };
+        for engine in [
+            Engine::BURN_F16,
+            Engine::BURN_BF16,
+            fused(BurnPrecision::F16),
+            fused(BurnPrecision::Bf16),
+        ] {
             let image = ImageTower::load(&weights, &image, &device, engine).unwrap();
             let text = TextTower::load(&weights, &text, &device, engine).unwrap();
             let vectors = [
@@ -375,7 +393,8 @@ fn every_intermediate_value_of_tiny() {
     let pixels = &pixels()[2 * image_values..3 * image_values];
     let ids = &rows(&embeddings)[9];
     let tokens = ids.iter().filter(|&&id| id != 0).count();
-    for on in everything() {
+    // Fused attention has rows of padding besides.
+    for on in everything().into_iter().filter(|on| !matches!(on, On::Fused)) {
         let (image, text) = towers("tiny", &on);
         let steps = image.trace(pixels).unwrap();
         for name in ["tokens_plus_pos", "norm_pre", "norm_post"] {
@@ -395,7 +414,7 @@ fn every_intermediate_value_of_tiny() {
             compare(&steps, block, recording.get(block));
             compare(&steps, &format!("{block}.norm1"), get("norm1"));
             match on {
-                On::Burn | On::Split => {
+                On::Burn | On::Split | On::Fused => {
                     compare(&steps, &format!("{block}.attn"), get("attn"));
                     compare(&steps, &format!("{block}.mlp"), get("mlp"));
                 }
@@ -421,7 +440,7 @@ fn every_intermediate_value_of_tiny() {
             compare(&steps, block, recording.get(block));
             compare(&steps, &format!("{block}.ln1"), get("ln1"));
             match on {
-                On::Burn | On::Split => {
+                On::Burn | On::Split | On::Fused => {
                     compare(&steps, &format!("{block}.attn"), get("attn"));
                     compare(&steps, &format!("{block}.ffn"), get("ffn"));
                 }

@@ -30,11 +30,10 @@ pub fn ranks_on(
     let rows = text.rows();
     let tile = TILE.min(rows);
     let padded = rows.next_multiple_of(tile);
-    let (products, blocks) = (engine.products(), padded / tile);
+    let (how, blocks) = (engine.burn(), padded / tile);
     let (text, image) = (upload(text, padded, device), upload(image, padded, device));
     let block = |side: &Tensor<2>, number: usize| side.clone().narrow(0, number * tile, tile);
-    let scores =
-        |row: usize, column: usize| products.matmul(block(&text, row), block(&image, column).transpose());
+    let scores = |row: usize, column: usize| how.matmul(block(&text, row), block(&image, column).transpose());
     // [tile] each
     let diagonal = Tensor::<1, Int>::arange(0..tile as i64, device).reshape([tile, 1]);
     let partners: Vec<Tensor<1>> = (0..blocks)

@@ -5,9 +5,10 @@ use burn::nn;
 use burn::tensor::activation::{gelu, relu};
 use burn::tensor::{Device, FloatDType, Tensor};
 
+use super::BurnOptions;
 use super::Observe;
 use super::load::{Layered, Loader, text_blocks};
-use super::precision::{Products, dtype, norm, softmax, to};
+use super::precision::{dtype, norm, to};
 use crate::{Activation, ErnieConfig, Result};
 
 /// An ERNIE encoder: post-norm blocks over the embedded tokens and a pooler over the first.
@@ -89,7 +90,7 @@ impl Ernie {
         self.forward_observed(
             embedded,
             key_bias,
-            Products::Whole,
+            BurnOptions::default(),
             &mut Observe::new("text", None),
         )
     }
@@ -98,7 +99,7 @@ impl Ernie {
         &self,
         embedded: Tensor<3>,
         key_bias: Tensor<4>,
-        products: Products,
+        how: BurnOptions,
         observe: &mut Observe<'_>,
     ) -> Tensor<2> {
         observe.tensor("embedding_sum", &embedded);
@@ -108,10 +109,10 @@ impl Ernie {
         observe.tensor("embedding_ln", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             observe.enter(format_args!("block.{i}"));
-            x = block.forward(x, key_bias.clone(), i + 1 == self.blocks.len(), products, observe);
+            x = block.forward(x, key_bias.clone(), i + 1 == self.blocks.len(), how, observe);
             observe.leave();
         }
-        let pooled = products.linear(&self.pooler, x.squeeze_dim::<2>(1));
+        let pooled = how.linear(&self.pooler, x.narrow(1, 0, 1).squeeze_dim::<2>(1));
         let pooled = to(pooled, FloatDType::F32).tanh();
         observe.tensor("pooled", &pooled);
         pooled
@@ -119,46 +120,41 @@ impl Ernie {
 }
 
 impl ErnieBlock {
-    /// [batch, tokens, width] to the same shape, or with `only_first` to [batch, 1, width].
+    /// [batch, tokens, width] to the same shape, or with `only_first` to the first rows, of which one is used.
     fn forward(
         &self,
         x: Tensor<3>,
         key_bias: Tensor<4>,
         only_first: bool,
-        products: Products,
+        how: BurnOptions,
         observe: &mut Observe<'_>,
     ) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
         let (dq, dv) = (self.query_head_width, self.value_head_width);
-        let (k, v) = (
-            products.linear(&self.k, x.clone()),
-            products.linear(&self.v, x.clone()),
-        );
+        let (k, v) = (how.linear(&self.k, x.clone()), how.linear(&self.v, x.clone()));
         let mut x = x;
         let mut rows = tokens;
         if only_first {
-            rows = 1;
-            x = x.narrow(1, 0, 1);
+            rows = how.first_rows(tokens);
+            x = x.narrow(1, 0, rows);
         }
-        let q = products.linear(&self.q, x.clone()) * (dq as f64).powf(-0.5);
+        let q = how.linear(&self.q, x.clone());
         // [batch, heads, tokens, head width]
         let q = q.reshape([batch, rows, self.heads, dq]).swap_dims(1, 2);
         let k = k.reshape([batch, tokens, self.heads, dq]).swap_dims(1, 2);
         let v = v.reshape([batch, tokens, self.heads, dv]).swap_dims(1, 2);
-        let scores = products.matmul(q, k.transpose()) + key_bias;
         let attended =
-            products
-                .matmul(softmax(scores), v)
+            how.attend(q, k, v, Some(key_bias))
                 .swap_dims(1, 2)
                 .reshape([batch, rows, self.heads * dv]);
-        let attended = products.linear(&self.o, attended);
+        let attended = how.linear(&self.o, attended);
         observe.tensor("attn", &attended);
         let dtype = dtype(&x);
         let x = norm(&self.ln1, x + attended, dtype);
         observe.tensor("ln1", &x);
-        let hidden = products.linear(&self.ffn_i, x.clone());
+        let hidden = how.linear(&self.ffn_i, x.clone());
         let hidden = if self.has_relu { relu(hidden) } else { gelu(hidden) };
-        let ffn = products.linear(&self.ffn_o, hidden);
+        let ffn = how.linear(&self.ffn_o, hidden);
         observe.tensor("ffn", &ffn);
         let x = norm(&self.ln2, x + ffn, dtype);
         observe.tensor("", &x);

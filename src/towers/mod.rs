@@ -53,7 +53,8 @@ use load::{Words, WordsOnDevice};
 #[cfg(feature = "train")]
 pub(crate) use load::{parameter, parameter_id};
 use precision::narrowed;
-pub(crate) use precision::{Products, to};
+pub(crate) use precision::to;
+pub use precision::{Attention, BurnOptions, BurnPrecision};
 #[cfg(feature = "train")]
 pub(crate) use vit::PATCH_EMBED;
 
@@ -63,17 +64,27 @@ pub enum Engine {
     /// The kernels of this crate on the CPU, Burn elsewhere.
     #[default]
     Auto,
-    /// Burn on every device. Some multiply single precision with fewer of its bits: NVIDIA's tensor cores take TF32.
-    Burn,
-    /// As [`Engine::Burn`], with products of all bits on such a device, too, at three times the work.
-    BurnSplit,
-    /// Burn on every device, with weights and products in half precision.
-    BurnF16,
-    /// As [`Engine::BurnF16`], in bfloat16.
-    BurnBf16,
+    /// Burn on every device.
+    Burn(BurnOptions),
 }
 
 impl Engine {
+    /// Burn as it is.
+    pub const BURN: Self = Self::of(BurnPrecision::Device);
+    /// Burn, with products of all bits of single precision on devices that would take fewer.
+    pub const BURN_SINGLE: Self = Self::of(BurnPrecision::Single);
+    /// Burn in half precision.
+    pub const BURN_F16: Self = Self::of(BurnPrecision::F16);
+    /// Burn in bfloat16.
+    pub const BURN_BF16: Self = Self::of(BurnPrecision::Bf16);
+
+    const fn of(precision: BurnPrecision) -> Self {
+        Self::Burn(BurnOptions {
+            precision,
+            attention: Attention::Products,
+        })
+    }
+
     fn is_host(self, device: &Device) -> bool {
         #[cfg(feature = "flex")]
         return self == Engine::Auto && *device == Device::flex() && !device.is_autodiff();
@@ -81,20 +92,11 @@ impl Engine {
         return false;
     }
 
-    /// The precision of Burn's weights and products.
-    fn dtype(self) -> FloatDType {
+    /// How Burn computes.
+    pub(crate) fn burn(self) -> BurnOptions {
         match self {
-            Self::Auto | Self::Burn | Self::BurnSplit => FloatDType::F32,
-            Self::BurnF16 => FloatDType::F16,
-            Self::BurnBf16 => FloatDType::BF16,
-        }
-    }
-
-    /// How Burn multiplies.
-    pub(crate) fn products(self) -> Products {
-        match self {
-            Self::BurnSplit => Products::Split,
-            _ => Products::Whole,
+            Self::Auto => BurnOptions::default(),
+            Self::Burn(options) => options,
         }
     }
 }
@@ -273,21 +275,19 @@ fn square(pixels: &[f32], batch: usize) -> Map {
     Map::square((pixels.len() / (3 * batch)).isqrt())
 }
 
-/// A Burn module, the device and the precision that it is in, and how it multiplies.
+/// A Burn module, its device, and how it computes.
 struct OnDevice<T> {
     module: T,
     device: Device,
-    dtype: FloatDType,
-    products: Products,
+    how: BurnOptions,
 }
 
 impl<M: ImageModule> OnDevice<M> {
     fn new(module: M, device: &Device, engine: Engine) -> Self {
         Self {
-            module: module.narrowed(engine.dtype()),
+            module: module.narrowed(engine.burn().dtype()),
             device: device.clone(),
-            dtype: engine.dtype(),
-            products: engine.products(),
+            how: engine.burn(),
         }
     }
 }
@@ -297,7 +297,7 @@ trait ImageModule: Send + Sync {
     /// With its weights in this precision.
     fn narrowed(self, dtype: FloatDType) -> Self;
 
-    fn observed(&self, pixels: Tensor<4>, products: Products, observe: &mut Observe<'_>) -> Tensor<2>;
+    fn observed(&self, pixels: Tensor<4>, how: BurnOptions, observe: &mut Observe<'_>) -> Tensor<2>;
 }
 
 impl ImageModule for Vit {
@@ -305,8 +305,8 @@ impl ImageModule for Vit {
         narrowed(self, dtype)
     }
 
-    fn observed(&self, pixels: Tensor<4>, products: Products, observe: &mut Observe<'_>) -> Tensor<2> {
-        self.forward_observed(pixels, products, observe)
+    fn observed(&self, pixels: Tensor<4>, how: BurnOptions, observe: &mut Observe<'_>) -> Tensor<2> {
+        self.forward_observed(pixels, how, observe)
     }
 }
 
@@ -316,8 +316,8 @@ impl ImageModule for EfficientNet {
         self
     }
 
-    fn observed(&self, pixels: Tensor<4>, products: Products, observe: &mut Observe<'_>) -> Tensor<2> {
-        self.forward_observed(pixels, products, observe)
+    fn observed(&self, pixels: Tensor<4>, how: BurnOptions, observe: &mut Observe<'_>) -> Tensor<2> {
+        self.forward_observed(pixels, how, observe)
     }
 }
 
@@ -329,7 +329,7 @@ impl<M: ImageModule> OnDevice<M> {
     fn observed(&self, pixels: Tensor<4>, observe: &mut Observe<'_>) -> Tensor<2> {
         let embeddings = self
             .module
-            .observed(to(pixels, self.dtype), self.products, observe);
+            .observed(to(pixels, self.how.dtype()), self.how, observe);
         to(embeddings, FloatDType::F32)
     }
 
@@ -636,26 +636,25 @@ impl TextBody for HostErnie {
 struct ErnieOnDevice {
     module: Ernie,
     device: Device,
-    products: Products,
+    how: BurnOptions,
     tables: OnceLock<WordsOnDevice>,
 }
 
 impl ErnieOnDevice {
     fn new(module: Ernie, device: &Device, engine: Engine) -> Self {
         Self {
-            module: narrowed(module, engine.dtype()),
+            module: narrowed(module, engine.burn().dtype()),
             device: device.clone(),
-            products: engine.products(),
+            how: engine.burn(),
             tables: OnceLock::new(),
         }
     }
 
     /// Captions of like length together: each group is padded to its longest only.
     fn grouped(&self, words: &Words, captions: &[&[u32]]) -> Tensor<2> {
-        /// Lengths are rounded up to a multiple of this, so that a device sees few different shapes.
-        const STEP: usize = 8;
         let tables = self.tables.get_or_init(|| words.on_device(&self.device));
-        let length = |i: usize| captions[i].len().next_multiple_of(STEP).min(words.positions());
+        let step = self.how.token_step();
+        let length = |i: usize| captions[i].len().next_multiple_of(step).min(words.positions());
         let mut order: Vec<usize> = (0..captions.len()).collect();
         order.sort_by_key(|&i| length(i));
         let groups = order.chunk_by(|&a, &b| length(a) == length(b)).map(|group| {
@@ -672,7 +671,7 @@ impl ErnieOnDevice {
             let observe = &mut Observe::new("text", None);
             let embedded = tables.embed(ids, length);
             self.module
-                .forward_observed(embedded, key_bias, self.products, observe)
+                .forward_observed(embedded, key_bias, self.how, observe)
         });
         let sorted = Tensor::cat(groups.collect(), 0);
         let mut place = vec![0i32; order.len()];
@@ -718,7 +717,7 @@ impl TextBody for ErnieOnDevice {
         let mut steps = Vec::new();
         let mut observe = Observe::new("text", Some(&mut steps));
         self.module
-            .forward_observed(embedded, key_bias, self.products, &mut observe);
+            .forward_observed(embedded, key_bias, self.how, &mut observe);
         Ok(steps)
     }
 

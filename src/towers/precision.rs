@@ -1,16 +1,17 @@
-//! The Burn modules in half precision, and in all of single precision.
+//! How the Burn modules multiply and attend: in half precision, and in all of single precision.
 //!
 //! In half precision matrices, and what passes between the layers, are in the precision of the weights; normalisations, softmax
 //! and what comes out in the end are in single precision: sums of squares do not fit in half.
 //!
 //! In single precision a device may cut what it multiplies: Burn lets NVIDIA's tensor cores have TF32 of it, 11 significant
-//! bits of 24, from which vectors differ in the fourth digit. [`Products::Split`] multiplies the bits that were cut, too.
+//! bits of 24, from which vectors differ in the fourth digit. [`BurnPrecision::Single`] multiplies the bits that were cut, too.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn;
 use burn::tensor::activation;
-use burn::tensor::module::linear;
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::module::{attention, linear};
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{FloatDType, Tensor, TensorData};
 
 /// A module with all its weights in this precision, but for its normalisations.
 pub(super) fn narrowed<M: Module>(module: M, dtype: FloatDType) -> M {
@@ -20,16 +21,122 @@ pub(super) fn narrowed<M: Module>(module: M, dtype: FloatDType) -> M {
     }
 }
 
-/// How two values are multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Products {
-    /// As the device does it.
-    Whole,
-    /// In halves of at most 12 significant bits, so that nothing is lost where the device takes no more than 11.
-    Split,
+/// How Burn's modules compute. Whatever is chosen, the vectors are the same but for rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BurnOptions {
+    /// The precision of weights and products.
+    pub precision: BurnPrecision,
+    /// How attention is computed.
+    pub attention: Attention,
 }
 
-impl Products {
+/// The precision in which Burn's modules keep matrices and multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BurnPrecision {
+    /// Single precision, of which the device may multiply as many bits as it likes: NVIDIA's tensor cores take TF32.
+    #[default]
+    Device,
+    /// All of single precision, at three times the work.
+    Single,
+    /// Half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// How Burn's modules compute attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Attention {
+    /// Two products with the softmax between them, of which the scores are written down.
+    #[default]
+    Products,
+    /// By Burn's operation, which has kernels that never write the scores; tokens are padded to a multiple of 32, without
+    /// which none of them runs. All of single precision ([`BurnPrecision::Single`]) is not in their power, so there it is
+    /// [`Attention::Products`] all the same.
+    Fused,
+}
+
+impl BurnOptions {
+    /// What numbers of tokens are a multiple of for fused attention.
+    const FUSED_STEP: usize = 32;
+
+    /// The type of weights, and of what passes between layers.
+    pub(super) fn dtype(self) -> FloatDType {
+        match self.precision {
+            BurnPrecision::Device | BurnPrecision::Single => FloatDType::F32,
+            BurnPrecision::F16 => FloatDType::F16,
+            BurnPrecision::Bf16 => FloatDType::BF16,
+        }
+    }
+
+    /// Whether products are split in halves of at most 12 significant bits, so that nothing is lost where the device takes no
+    /// more than 11.
+    pub(super) fn is_split(self) -> bool {
+        self.precision == BurnPrecision::Single
+    }
+
+    fn is_fused(self) -> bool {
+        self.attention == Attention::Fused && !self.is_split()
+    }
+
+    /// What numbers of tokens should be a multiple of.
+    pub(super) fn token_step(self) -> usize {
+        match self.is_fused() {
+            true => Self::FUSED_STEP,
+            // So that a device sees few different shapes.
+            false => 8,
+        }
+    }
+
+    /// How many of the first rows go through the last block, of which the first is wanted.
+    pub(super) fn first_rows(self, tokens: usize) -> usize {
+        match self.is_fused() {
+            true => Self::FUSED_STEP.min(tokens),
+            false => 1,
+        }
+    }
+
+    /// Pads [batch, tokens, width] where fused attention wants it, with what is then added to the scores of the keys,
+    /// [1, 1, 1, tokens].
+    pub(super) fn pad_tokens(self, x: Tensor<3>) -> (Tensor<3>, Option<Tensor<4>>) {
+        let [batch, tokens, width] = x.dims();
+        let padded = tokens.next_multiple_of(Self::FUSED_STEP);
+        if !self.is_fused() || padded == tokens {
+            return (x, None);
+        }
+        let (device, dtype) = (x.device(), dtype(&x));
+        let zeros = to(Tensor::zeros([batch, padded - tokens, width], &device), dtype);
+        let bias = (0..padded).map(|key| if key < tokens { 0.0f32 } else { -10_000.0 });
+        let bias = TensorData::new(bias.collect::<Vec<_>>(), [1, 1, 1, padded]);
+        (
+            Tensor::cat(vec![x, zeros], 1),
+            Some(Tensor::from_data(bias, &device)),
+        )
+    }
+
+    /// The attention of queries to keys and values, [batch, heads, tokens, head width] each. `key_bias`,
+    /// [batch or 1, 1, 1, tokens], is 0 for keys that are attended to and -10000 for others.
+    pub(super) fn attend(
+        self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        key_bias: Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        let [batch, heads, queries, head_width] = q.dims();
+        if self.is_fused() {
+            let [_, _, keys, _] = k.dims();
+            let mask = key_bias.map(|bias| bias.lower_elem(-1.0).expand([batch, heads, queries, keys]));
+            return attention(q, k, v, mask, None, AttentionModuleOptions::default());
+        }
+        let mut scores = self.matmul(q * (head_width as f64).powf(-0.5), k.transpose());
+        if let Some(bias) = key_bias {
+            let dtype = dtype(&scores);
+            scores = scores + to(bias, dtype);
+        }
+        self.matmul(softmax(scores), v)
+    }
+
     /// `product(a, b)`, which has to be linear in both.
     pub(super) fn of<const A: usize, const B: usize, const C: usize>(
         self,
@@ -37,14 +144,12 @@ impl Products {
         b: Tensor<B>,
         product: impl Fn(Tensor<A>, Tensor<B>) -> Tensor<C>,
     ) -> Tensor<C> {
-        match self {
-            Self::Whole => product(a, b),
-            Self::Split => {
-                let ((a, a_rest), (b, b_rest)) = (halves(a), halves(b));
-                // The product of the rests is below the last bit of the first.
-                product(a.clone(), b.clone()) + (product(a, b_rest) + product(a_rest, b))
-            }
+        if !self.is_split() {
+            return product(a, b);
         }
+        let ((a, a_rest), (b, b_rest)) = (halves(a), halves(b));
+        // The product of the rests is below the last bit of the first.
+        product(a.clone(), b.clone()) + (product(a, b_rest) + product(a_rest, b))
     }
 
     pub(crate) fn matmul<const D: usize>(self, a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
@@ -53,7 +158,7 @@ impl Products {
 
     /// A layer of [.., inputs] to [.., outputs].
     pub(super) fn linear<const D: usize>(self, layer: &nn::Linear, x: Tensor<D>) -> Tensor<D> {
-        if self == Self::Whole {
+        if !self.is_split() {
             return layer.forward(x);
         }
         let product = self.of(x, layer.weight.val(), |x, weight| linear(x, weight, None));
@@ -129,7 +234,7 @@ pub(super) fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::Device;
 
     use super::*;
     use crate::random::Random;
@@ -160,8 +265,12 @@ mod tests {
         };
         let ((a, a_tensor), (b, b_tensor)) = (matrix([rows, depth]), matrix([depth, columns]));
         let on_tensor_cores = |a: Tensor<2>, b: Tensor<2>| tf32(a).matmul(tf32(b));
-        let worst = |products: Products| {
-            let got = products.of(a_tensor.clone(), b_tensor.clone(), on_tensor_cores);
+        let worst = |precision: BurnPrecision| {
+            let how = BurnOptions {
+                precision,
+                ..BurnOptions::default()
+            };
+            let got = how.of(a_tensor.clone(), b_tensor.clone(), on_tensor_cores);
             let got: Vec<f32> = got.into_data().try_into_vec().unwrap();
             let mut worst = 0.0f64;
             for (i, got) in got.into_iter().enumerate() {
@@ -174,7 +283,7 @@ mod tests {
             }
             worst
         };
-        let (whole, split) = (worst(Products::Whole), worst(Products::Split));
+        let (whole, split) = (worst(BurnPrecision::Device), worst(BurnPrecision::Single));
         assert!(whole > 1e-5, "{whole:e}");
         assert!(split < 2e-7, "{split:e}");
     }

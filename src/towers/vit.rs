@@ -5,9 +5,10 @@ use burn::nn;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, FloatDType, Tensor};
 
+use super::BurnOptions;
 use super::Observe;
 use super::load::{Layered, Loader, image_blocks, parameter};
-use super::precision::{Products, dtype, norm, softmax};
+use super::precision::{dtype, norm};
 use crate::{Result, VitConfig};
 
 /// Stored [width, 3, patch, patch], used [3 * patch * patch, width].
@@ -90,7 +91,7 @@ impl Layered for Vit {
 impl Vit {
     /// Pixels [batch, 3, size, size] to embeddings [batch, width], not normalised.
     pub fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
-        self.forward_observed(pixels, Products::Whole, &mut Observe::new("visual", None))
+        self.forward_observed(pixels, BurnOptions::default(), &mut Observe::new("visual", None))
     }
 
     /// Pixels [batch, 3, size, size] to patches [batch, patches, 3 * patch * patch].
@@ -108,38 +109,40 @@ impl Vit {
     pub(super) fn forward_observed(
         &self,
         pixels: Tensor<4>,
-        products: Products,
+        how: BurnOptions,
         observe: &mut Observe<'_>,
     ) -> Tensor<2> {
         let dtype = dtype(&pixels);
         let patches = self.patches(pixels);
         let [batch, ..] = patches.dims();
-        let x = products.matmul(patches, self.patch_embed.val().unsqueeze());
+        let x = how.matmul(patches, self.patch_embed.val().unsqueeze());
         observe.tensor("patch_embed", &x);
         let class = self.class_embedding.val().repeat_dim(0, batch);
         let x = Tensor::cat(vec![class, x], 1) + self.positional_embedding.val();
         observe.tensor("tokens_plus_pos", &x);
-        let mut x = norm(&self.norm_pre, x, dtype);
+        let x = norm(&self.norm_pre, x, dtype);
         observe.tensor("norm_pre", &x);
+        let (mut x, key_bias) = how.pad_tokens(x);
         for (i, block) in self.blocks.iter().enumerate() {
             observe.enter(format_args!("block.{i}"));
-            x = block.forward(x, i + 1 == self.blocks.len(), products, observe);
+            x = block.forward(x, key_bias.clone(), i + 1 == self.blocks.len(), how, observe);
             observe.leave();
         }
-        let x = norm(&self.norm_post, x, FloatDType::F32).squeeze_dim(1);
+        let x = norm(&self.norm_post, x.narrow(1, 0, 1), FloatDType::F32).squeeze_dim(1);
         observe.tensor("norm_post", &x);
         x
     }
 }
 
 impl VitBlock {
-    /// [batch, tokens, width] to the same shape, or with `only_first` to [batch, 1, width]: the class
-    /// token's row, which after the last block is all that is used.
+    /// [batch, tokens, width] to the same shape, or with `only_first` to the first rows: the class token's, which after
+    /// the last block is all that is used, and those that the attention cannot do without.
     fn forward(
         &self,
         x: Tensor<3>,
+        key_bias: Option<Tensor<4>>,
         only_first: bool,
-        products: Products,
+        how: BurnOptions,
         observe: &mut Observe<'_>,
     ) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
@@ -147,7 +150,7 @@ impl VitBlock {
         let dtype = dtype(&x);
         let normed = norm(&self.norm1, x.clone(), dtype);
         observe.tensor("norm1", &normed);
-        let qkv = products.linear(&self.qkv, normed);
+        let qkv = how.linear(&self.qkv, normed);
         // [batch, heads, tokens, head_width]
         let part = |i: usize| {
             qkv.clone()
@@ -159,21 +162,20 @@ impl VitBlock {
         let mut x = x;
         let mut rows = tokens;
         if only_first {
-            rows = 1;
-            q = q.narrow(2, 0, 1);
-            x = x.narrow(1, 0, 1);
+            rows = how.first_rows(tokens);
+            q = q.narrow(2, 0, rows);
+            x = x.narrow(1, 0, rows);
         }
-        let scores = products.matmul(q * (head_width as f64).powf(-0.5), k.transpose());
-        let attended = products
-            .matmul(softmax(scores), v)
+        let attended = how
+            .attend(q, k, v, key_bias)
             .swap_dims(1, 2)
             .reshape([batch, rows, width]);
-        let attended = products.linear(&self.proj, attended);
+        let attended = how.linear(&self.proj, attended);
         observe.tensor("attn", &attended);
         let x = x + attended;
-        let hidden = products.linear(&self.fc1, norm(&self.norm2, x.clone(), dtype));
+        let hidden = how.linear(&self.fc1, norm(&self.norm2, x.clone(), dtype));
         let hidden = hidden.clone() * sigmoid(hidden * 1.702);
-        let mlp = products.linear(&self.fc2, hidden);
+        let mlp = how.linear(&self.fc2, hidden);
         observe.tensor("mlp", &mlp);
         let x = x + mlp;
         observe.tensor("", &x);

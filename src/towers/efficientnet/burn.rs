@@ -9,9 +9,10 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{block, prefixes};
 use crate::kernels::convolution::Map;
+use crate::towers::BurnOptions;
 use crate::towers::Observe;
 use crate::towers::load::{Layered, Loader};
-use crate::towers::precision::{Products, dtype, to};
+use crate::towers::precision::{dtype, to};
 use crate::{EfficientNetConfig, Result};
 
 /// An EfficientNet. In training, too, batch normalisation uses the statistics that came with the weights.
@@ -82,7 +83,7 @@ impl Convolution {
         })
     }
 
-    fn forward(&self, x: Tensor<4>, products: Products) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>, how: BurnOptions) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
         let [outputs, _, kernel, _] = self.weight.dims();
         let map = Map { height, width };
@@ -105,10 +106,10 @@ impl Convolution {
         let weight = self.weight.val() * factor.reshape([outputs, 1, 1, 1]);
         let dtype = dtype(&x);
         let (weight, bias) = (to(weight, dtype), to(bias, dtype));
-        if products == Products::Whole {
+        if !how.is_split() {
             return conv2d(x, weight, Some(bias), options);
         }
-        let x = products.of(x, weight, |x, weight| conv2d(x, weight, None, options.clone()));
+        let x = how.of(x, weight, |x, weight| conv2d(x, weight, None, options.clone()));
         x + bias.reshape([1, outputs, 1, 1])
     }
 }
@@ -122,10 +123,10 @@ impl Excitation {
     }
 
     /// [batch, inputs] to [batch, outputs].
-    fn forward(&self, x: Tensor<2>, products: Products) -> Tensor<2> {
+    fn forward(&self, x: Tensor<2>, how: BurnOptions) -> Tensor<2> {
         let [outputs, inputs, _, _] = self.weight.dims();
         let weight = self.weight.val().reshape([outputs, inputs]).transpose();
-        products.matmul(x, weight) + self.bias.val().unsqueeze()
+        how.matmul(x, weight) + self.bias.val().unsqueeze()
     }
 }
 
@@ -200,32 +201,32 @@ impl Layered for EfficientNet {
 impl EfficientNet {
     /// Pixels [batch, 3, height, width] to embeddings [batch, width], not normalised.
     pub fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
-        self.forward_observed(pixels, Products::Whole, &mut Observe::new("visual", None))
+        self.forward_observed(pixels, BurnOptions::default(), &mut Observe::new("visual", None))
     }
 
     pub(in crate::towers) fn forward_observed(
         &self,
         pixels: Tensor<4>,
-        products: Products,
+        how: BurnOptions,
         observe: &mut Observe<'_>,
     ) -> Tensor<2> {
-        let mut x = swish(self.stem.forward(pixels, products));
+        let mut x = swish(self.stem.forward(pixels, how));
         observe.tensor("stem", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             observe.enter(format_args!("block{}.{}", block.stage, block.index));
-            x = block.forward(x, products, observe);
+            x = block.forward(x, how, observe);
             observe.leave();
             if self.blocks.get(i + 1).is_none_or(|next| next.stage > block.stage) {
                 observe.tensor(&format!("stage{}", block.stage), &x);
             }
         }
-        let x = swish(self.head.forward(x, products));
+        let x = swish(self.head.forward(x, how));
         observe.tensor("head", &x);
         let x = mean(x);
         observe.tensor("pooled", &x);
         match &self.projection {
             None => x,
-            Some(layer) => products.linear(layer, x),
+            Some(layer) => how.linear(layer, x),
         }
     }
 }
@@ -240,21 +241,21 @@ fn mean(x: Tensor<4>) -> Tensor<2> {
 }
 
 impl Block {
-    fn forward(&self, x: Tensor<4>, products: Products, observe: &mut Observe<'_>) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>, how: BurnOptions, observe: &mut Observe<'_>) -> Tensor<4> {
         let before = x.clone();
         let mut x = x;
         if let Some(expansion) = &self.expansion {
-            x = swish(expansion.forward(x, products));
+            x = swish(expansion.forward(x, how));
             observe.tensor("expand", &x);
         }
-        let x = swish(self.depthwise.forward(x, products));
+        let x = swish(self.depthwise.forward(x, how));
         observe.tensor("depthwise", &x);
-        let squeezed = swish(self.reduce.forward(mean(x.clone()), products));
-        let gate = sigmoid(self.expand.forward(squeezed, products));
+        let squeezed = swish(self.reduce.forward(mean(x.clone()), how));
+        let gate = sigmoid(self.expand.forward(squeezed, how));
         let [batch, channels] = gate.dims();
         let x = x.clone() * to(gate, dtype(&x)).reshape([batch, channels, 1, 1]);
         observe.tensor("se", &x);
-        let x = self.projection.forward(x, products);
+        let x = self.projection.forward(x, how);
         observe.tensor("project", &x);
         match self.residual {
             true => x + before,
