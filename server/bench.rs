@@ -41,6 +41,7 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
         "device": model::chosen(args.device.device).to_string(),
         "adapter": model::adapter(args.device.device),
         "dtype": args.device.dtype.to_string(),
+        "attention": args.device.attention.map(|attention| format!("{attention:?}").to_lowercase()),
     });
     let config = match &args.model.model {
         Some(folder) => model::read_config(folder)?,
@@ -218,17 +219,18 @@ impl Bench {
         let Some(tower) = &encoder.image else {
             return Ok(());
         };
+        let preprocessor = Preprocessor::of(&encoder.config);
         let mut rows = Vec::new();
         let batches = match &self.batches[..] {
             [] => &[1, 8, 32],
             batches => batches,
         };
         for &batch in batches {
-            let pixels: Vec<f32> = (0..batch * tower.image_values())
-                .map(|i| (i % 251) as f32 / 125.0 - 1.0)
+            let crops: Vec<u8> = (0..batch * preprocessor.values())
+                .map(|i| (i % 251) as u8)
                 .collect();
             let time = self.time(|| {
-                std::hint::black_box(tower.embed(&pixels)?);
+                std::hint::black_box(tower.embed_crops(&crops, &preprocessor)?);
                 Ok(())
             })?;
             let ms = time.median * 1e3 / batch as f64;

@@ -1,6 +1,6 @@
 //! The text tower as a Burn module, for any device.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn;
 use burn::tensor::activation::{gelu, relu};
 use burn::tensor::{Device, FloatDType, Tensor};
@@ -22,9 +22,7 @@ pub struct Ernie {
 
 #[derive(Module, Debug)]
 pub struct ErnieBlock {
-    q: nn::Linear,
-    k: nn::Linear,
-    v: nn::Linear,
+    qkv: Projections,
     o: nn::Linear,
     ln1: nn::LayerNorm,
     ffn_i: nn::Linear,
@@ -34,6 +32,33 @@ pub struct ErnieBlock {
     query_head_width: usize,
     value_head_width: usize,
     has_relu: bool,
+}
+
+/// What makes queries, keys and values of tokens.
+// There is one of them in a block, so the room of the larger kind is no matter.
+#[allow(clippy::large_enum_variant)]
+#[derive(Module, Debug)]
+pub enum Projections {
+    /// A layer for each, as the weights have them and as they are trained.
+    Apart([nn::Linear; 3]),
+    /// One layer for all, whose outputs stand in that order: one product instead of three.
+    Together(nn::Linear),
+}
+
+impl Projections {
+    fn together(self) -> Self {
+        match self {
+            Self::Apart(parts) => {
+                let weights = parts.iter().map(|part| part.weight.val()).collect();
+                let biases = parts.iter().filter_map(|part| Some(part.bias.as_ref()?.val()));
+                Self::Together(nn::Linear {
+                    weight: Param::from_tensor(Tensor::cat(weights, 1)),
+                    bias: Some(Param::from_tensor(Tensor::cat(biases.collect(), 0))),
+                })
+            }
+            together => together,
+        }
+    }
 }
 
 impl Layered for Ernie {
@@ -52,9 +77,11 @@ impl Layered for Ernie {
         };
         let (query_width, value_width) = (c.heads * c.query_head_width, c.heads * c.value_head_width);
         Ok(ErnieBlock {
-            q: linear("attn.q", c.width, query_width)?,
-            k: linear("attn.k", c.width, query_width)?,
-            v: linear("attn.v", c.width, value_width)?,
+            qkv: Projections::Apart([
+                linear("attn.q", c.width, query_width)?,
+                linear("attn.k", c.width, query_width)?,
+                linear("attn.v", c.width, value_width)?,
+            ]),
             o: linear("attn.o", value_width, c.width)?,
             ln1: norm("ln1")?,
             ffn_i: linear("ffn.i", c.width, c.mlp_width)?,
@@ -83,6 +110,16 @@ impl Layered for Ernie {
 }
 
 impl Ernie {
+    /// As it computes fastest, which is not how it is trained.
+    pub(super) fn for_inference(mut self) -> Self {
+        let together = |block: ErnieBlock| ErnieBlock {
+            qkv: block.qkv.together(),
+            ..block
+        };
+        self.blocks = self.blocks.into_iter().map(together).collect();
+        self
+    }
+
     /// Embedded tokens [batch, tokens, width] and what is added to the scores of each key
     /// [batch, 1, 1, tokens] (0 for a token, -10000 for padding) to embeddings [batch, width], not
     /// normalised.
@@ -131,14 +168,29 @@ impl ErnieBlock {
     ) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
         let (dq, dv) = (self.query_head_width, self.value_head_width);
-        let (k, v) = (how.linear(&self.k, x.clone()), how.linear(&self.v, x.clone()));
-        let mut x = x;
-        let mut rows = tokens;
-        if only_first {
-            rows = how.first_rows(tokens);
-            x = x.narrow(1, 0, rows);
-        }
-        let q = how.linear(&self.q, x.clone());
+        let rows = if only_first {
+            how.first_rows(tokens)
+        } else {
+            tokens
+        };
+        let first = |x: Tensor<3>| x.narrow(1, 0, rows);
+        let (q, k, v) = match &self.qkv {
+            Projections::Apart([q, k, v]) => (
+                how.linear(q, first(x.clone())),
+                how.linear(k, x.clone()),
+                how.linear(v, x.clone()),
+            ),
+            Projections::Together(layer) => {
+                let all = how.linear(layer, x.clone());
+                let (queries, values) = (self.heads * dq, self.heads * dv);
+                (
+                    first(all.clone()).narrow(2, 0, queries),
+                    all.clone().narrow(2, queries, queries),
+                    all.narrow(2, 2 * queries, values),
+                )
+            }
+        };
+        let x = first(x);
         // [batch, heads, tokens, head width]
         let q = q.reshape([batch, rows, self.heads, dq]).swap_dims(1, 2);
         let k = k.reshape([batch, tokens, self.heads, dq]).swap_dims(1, 2);
@@ -167,7 +219,7 @@ impl ErnieBlock {
 mod training {
     use burn::tensor::Tensor;
 
-    use super::{Ernie, ErnieBlock};
+    use super::{Ernie, ErnieBlock, Projections};
     use crate::kernels::{Activation, AttentionShape};
     use crate::towers::training::{dense, norm};
     use crate::train::Dropping;
@@ -207,7 +259,10 @@ mod training {
                 query_head_width: self.query_head_width,
                 value_head_width: self.value_head_width,
             };
-            let parts = [&self.q, &self.k, &self.v];
+            let Projections::Apart(parts) = &self.qkv else {
+                unreachable!("a module in training keeps its weights apart");
+            };
+            let parts = parts.each_ref();
             let weight = Tensor::cat(parts.map(|part| part.weight.val()).to_vec(), 1);
             let bias = parts.map(|part| part.bias.as_ref().expect("a bias").val());
             let bias = Some(Tensor::cat(bias.to_vec(), 0));

@@ -643,7 +643,7 @@ struct ErnieOnDevice {
 impl ErnieOnDevice {
     fn new(module: Ernie, device: &Device, engine: Engine) -> Self {
         Self {
-            module: narrowed(module, engine.burn().dtype()),
+            module: narrowed(module.for_inference(), engine.burn().dtype()),
             device: device.clone(),
             how: engine.burn(),
             tables: OnceLock::new(),
