@@ -448,15 +448,26 @@ pub enum VectorFormat {
 
 #[derive(Debug, Args)]
 pub struct Rows {
-    /// Pairs that go through the towers together
-    #[arg(long, env = "ERNIE_VIL_BATCH_SIZE", default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub batch_size: u32,
+    /// Pairs that go through the towers together [default: 16, on NVIDIA cards 64]
+    #[arg(long, env = "ERNIE_VIL_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch_size: Option<u32>,
     /// What to do with a row that cannot be read
     #[arg(long, env = "ERNIE_VIL_ON_ERROR", default_value = "stop", value_enum)]
     pub on_error: OnError,
     /// Take only this many rows, from the first on: AIC-ICC is scored on 10000
     #[arg(long, env = "ERNIE_VIL_LIMIT", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
+}
+
+impl Rows {
+    /// The batch size for these devices.
+    pub fn batch_size(&self, devices: &[Device]) -> usize {
+        let usual = match devices.iter().any(|device| matches!(device, Device::Cuda(_))) {
+            true => 64,
+            false => 16,
+        };
+        self.batch_size.unwrap_or(usual) as usize
+    }
 }
 
 #[derive(Debug, Args)]

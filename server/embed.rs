@@ -44,7 +44,8 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
             let (Some(input), Some(output)) = (args.input.clone(), args.output.clone()) else {
                 bail!("--input and --output are needed where there is no --config");
             };
-            (model, input, output, args.rows.batch_size as usize)
+            let batch_size = args.rows.batch_size(&model.devices);
+            (model, input, output, batch_size)
         }
     };
     let format = args.format.unwrap_or_else(|| format_of(&output));

@@ -55,7 +55,7 @@ fn evaluate(
     global: &cli::Global,
     progress: Progress,
 ) -> Result<()> {
-    let options = options(args, false);
+    let options = options(args, model, false);
     let (start, times) = (Instant::now(), Times::default());
     let reader = PairReader::new(input);
     let all = pipeline::embed_all(model, reader, name, &options, &times, |rows| progress.add(rows))?;
@@ -79,9 +79,9 @@ fn evaluate(
     Ok(())
 }
 
-fn options(args: &cli::Eval, images_only: bool) -> Options {
+fn options(args: &cli::Eval, model: &Model, images_only: bool) -> Options {
     Options {
-        batch_size: args.rows.batch_size as usize,
+        batch_size: args.rows.batch_size(&model.devices),
         on_error: args.rows.on_error,
         limit: args.rows.limit,
         images_only,
@@ -105,11 +105,10 @@ fn run_related(texts: &Path, images: &Path, args: &cli::Eval, global: &cli::Glob
     let name = images.display().to_string();
     let file = File::open(images).with_context(|| name.clone())?;
     let reader = PairReader::new(BufReader::with_capacity(1 << 18, file));
-    let all = pipeline::embed_all(&model, reader, &name, &options(args, true), &times, |rows| {
-        progress.add(rows)
-    })?;
+    let options = options(args, &model, true);
+    let all = pipeline::embed_all(&model, reader, &name, &options, &times, |rows| progress.add(rows))?;
     let mut values = Vec::new();
-    for batch in captions.chunks(args.rows.batch_size as usize) {
+    for batch in captions.chunks(options.batch_size) {
         let ids: Vec<Vec<u32>> =
             (batch.iter().map(|caption| model.encode(&caption.text))).collect::<Result<_>>()?;
         let ids: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();

@@ -487,6 +487,57 @@ fn the_device_is_the_one_that_was_chosen() {
     }
 }
 
+/// Both take batches from the queue, and it cannot be told from the vectors which did.
+#[test]
+fn several_devices_answer_as_one() {
+    let server = Server::start(&[
+        "--device",
+        "cpu,flex",
+        "--caption-batch",
+        "2",
+        "--image-batch",
+        "1",
+    ]);
+    assert_eq!(server.get("/info").ok()["device"], "cpu,flex");
+    let pairs = pairs(12);
+    let items: Vec<Value> = (pairs.iter())
+        .flat_map(|(caption, image)| [json!({"text": caption}), json!({"image": image})])
+        .collect();
+    let embed = |server: &Server| -> Vec<Vec<f32>> {
+        let reply = server.post("/v1/embeddings", &json!({"input": items})).ok();
+        let data = reply["data"].as_array().unwrap().iter();
+        data.map(|item| floats(&item["embedding"])).collect()
+    };
+    let expected = embed(&Server::start(&[]));
+    assert_eq!(expected.len(), 24);
+    for _ in 0..3 {
+        for (found, expected) in embed(&server).iter().zip(&expected) {
+            let cosine: f32 = found.iter().zip(expected).map(|(a, b)| a * b).sum();
+            assert!(cosine > 0.99999, "{cosine}");
+        }
+    }
+}
+
+/// Labels come back for every input: what is small as a request can be large as an answer.
+#[test]
+fn answers_have_a_limit() {
+    let server = Server::start(&[]);
+    let labels: Vec<String> = (0..120).map(|i| format!("{i} {}", "a".repeat(60_000))).collect();
+    let mut body = json!({"input": vec!["b"; 120], "labels": labels, "k": 100});
+    let reply = server.post("/v1/classify", &body);
+    let (code, message) = reply.error(400);
+    assert_eq!(code, "answer_too_long");
+    assert!(message.contains("expected at most 67108864"), "{message}");
+    body["k"] = json!(1);
+    assert_eq!(
+        server.post("/v1/classify", &body).ok()["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        120
+    );
+}
+
 #[test]
 fn texts_have_a_limit() {
     let server = Server::start(&["--max-text", "2KB"]);

@@ -41,6 +41,8 @@ use super::service::{self, Embedded, Held, Hit, Service, matrix};
 const LONG_BODY: usize = 16 << 10;
 /// So is a longer response put together, as far as its length is known beforehand.
 const LONG_RESPONSE: usize = 96 << 10;
+/// Bytes of an answer at most: labels come back for each input.
+const MOST_RESPONSE: usize = 64 << 20;
 /// Bytes of a unit of the memory for bodies.
 const UNIT: usize = 1 << 10;
 /// What is still read of a body that was refused, so that the client comes to read why.
@@ -459,6 +461,16 @@ async fn list<T: Send + 'static>(
     usage: Value,
     write: impl Fn(&mut String, usize, &T) + Send + 'static,
 ) -> Reply {
+    if bytes > MOST_RESPONSE {
+        return Err(ApiError::request(
+            "answer_too_long",
+            "k",
+            format!(
+                "the answer would have about {bytes} bytes, expected at most {MOST_RESPONSE}: ask for fewer hits (k), in fewer \
+                 inputs or with shorter labels"
+            ),
+        ));
+    }
     let text = move |service: &Service| {
         let mut out = String::with_capacity(bytes + 256);
         out.push_str("{\"object\":\"list\",\"data\":[");

@@ -71,6 +71,8 @@ struct Shared<T> {
 
 struct State<T> {
     lanes: Vec<Lane<T>>,
+    /// Threads that compute.
+    workers: usize,
     closed: bool,
 }
 
@@ -128,6 +130,7 @@ impl<T: Send> Queue<T> {
                 max_wait,
                 state: Mutex::new(State {
                     lanes: lanes.iter().map(lane).collect(),
+                    workers: 0,
                     closed: false,
                 }),
                 changed: Condvar::new(),
@@ -138,10 +141,14 @@ impl<T: Send> Queue<T> {
     /// Takes a place in a lane for each of `count` items, or none.
     pub fn reserve(&self, lane: usize, count: usize) -> Result<Vec<Place<T>>, Full> {
         let mut state = self.shared.lock();
-        let State { lanes, closed } = &mut *state;
+        let State {
+            lanes,
+            workers,
+            closed,
+        } = &mut *state;
         let there = &mut lanes[lane];
         if there.taken + count > there.options.capacity || *closed {
-            let seconds = (there.seconds * there.taken as f64).ceil();
+            let seconds = (there.seconds * there.taken as f64 / (*workers).max(1) as f64).ceil();
             return Err(Full {
                 seconds: (seconds as u64).clamp(1, 60),
             });
@@ -165,6 +172,7 @@ impl<T: Send> Queue<T> {
         observer: &dyn Observer,
         mut compute: impl FnMut(usize, Vec<T>) -> Result<Vec<Vec<f32>>, String>,
     ) {
+        self.shared.lock().workers += 1;
         while let Some((lane, jobs)) = self.next_batch(observer) {
             let start = Instant::now();
             let (mut items, mut replies) = (Vec::new(), Vec::new());
