@@ -40,8 +40,8 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
         },
         "device": model::chosen(args.device.device).to_string(),
         "adapter": model::adapter(args.device.device),
-        "dtype": args.device.dtype.to_string(),
-        "attention": args.device.attention.map(|attention| format!("{attention:?}").to_lowercase()),
+        "dtype": args.device.how.dtype.to_string(),
+        "attention": args.device.how.attention.map(|attention| format!("{attention:?}").to_lowercase()),
     });
     let config = match &args.model.model {
         Some(folder) => model::read_config(folder)?,

@@ -137,13 +137,8 @@ pub struct DeviceArgs {
     /// feature cuda); auto, a card that wgpu finds or else the CPU; flex, the CPU by Burn alone, to compare with
     #[arg(long, env = "ERNIE_VIL_DEVICE", default_value = "cpu", value_name = "DEVICE")]
     pub device: Device,
-    /// Precision of the weights on the device and of what is multiplied with them; normalisations and sums stay in single precision
-    #[arg(long, env = "ERNIE_VIL_DEVICE_DTYPE", default_value = "auto", value_enum)]
-    pub dtype: DeviceDtype,
-    /// How Burn computes attention, on cuda and flex: by products, or by kernels that never write the scores, for which tokens are
-    /// padded to a multiple of 32 [default: products]
-    #[arg(long, env = "ERNIE_VIL_ATTENTION", value_enum)]
-    pub attention: Option<Attention>,
+    #[command(flatten)]
+    pub how: HowArgs,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -159,6 +154,22 @@ pub struct DevicesArgs {
         value_delimiter = ','
     )]
     pub device: Vec<Device>,
+    #[command(flatten)]
+    pub how: HowArgs,
+}
+
+impl DevicesArgs {
+    /// Each device for itself.
+    pub fn each(&self) -> Vec<DeviceArgs> {
+        let how = self.how;
+        let each = self.device.iter();
+        each.map(|&device| DeviceArgs { device, how }).collect()
+    }
+}
+
+/// How a device computes.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct HowArgs {
     /// Precision of the weights on the device and of what is multiplied with them; normalisations and sums stay in single precision
     #[arg(long, env = "ERNIE_VIL_DEVICE_DTYPE", default_value = "auto", value_enum)]
     pub dtype: DeviceDtype,
@@ -166,18 +177,6 @@ pub struct DevicesArgs {
     /// padded to a multiple of 32 [default: products]
     #[arg(long, env = "ERNIE_VIL_ATTENTION", value_enum)]
     pub attention: Option<Attention>,
-}
-
-impl DevicesArgs {
-    /// Each device for itself.
-    pub fn each(&self) -> Vec<DeviceArgs> {
-        let args = |&device| DeviceArgs {
-            device,
-            dtype: self.dtype,
-            attention: self.attention,
-        };
-        self.device.iter().map(args).collect()
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -175,8 +175,8 @@ impl Model {
     /// Runs batches of these sizes twice on a device, so that nothing is prepared during the work: kernels are compiled
     /// and tried out, memory is taken.
     pub fn warm_up(&self, device: usize, captions: &[usize], images: &[usize]) -> Result<()> {
-        /// What lengths of captions are a multiple of, about.
-        const STEP: usize = 16;
+        /// What lengths of captions are rounded up to a multiple of.
+        const STEP: usize = 8;
         let longest = self.config().max_text_tokens;
         let lengths: Vec<usize> = match self.devices[device].is_card() {
             true => (STEP..longest).step_by(STEP).chain([longest]).collect(),
@@ -207,11 +207,8 @@ pub fn encoder(
     text: Option<&dyn TensorSource>,
     args: &cli::DeviceArgs,
 ) -> ernie_vil::Result<DualEncoder> {
-    let &cli::DeviceArgs {
-        device,
-        dtype,
-        attention,
-    } = args;
+    let &cli::DeviceArgs { device, how } = args;
+    let cli::HowArgs { dtype, attention } = how;
     let chosen = chosen(device);
     let refused = |expected: &str| {
         Err(Error::Device(format!(

@@ -236,8 +236,10 @@ impl<'a> Run<'a> {
                     let sources: [&dyn TensorSource; 2] = [&weights, &weights];
                     let device = cli::DeviceArgs {
                         device: self.device,
-                        dtype: cli::DeviceDtype::Auto,
-                        attention: None,
+                        how: cli::HowArgs {
+                            dtype: cli::DeviceDtype::Auto,
+                            attention: None,
+                        },
                     };
                     let model = Model::from_parts(self.model.clone(), &self.vocab, sources, &[device])?;
                     let metric = validate(&model, path, report.step)?;
