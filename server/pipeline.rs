@@ -54,8 +54,8 @@ pub struct Times {
     tokenize: AtomicU64,
     image_tower: AtomicU64,
     text_tower: AtomicU64,
-    /// The longest of all workers'.
-    warm_up: AtomicU64,
+    /// Until the first worker was ready.
+    warm_up: Mutex<Option<Duration>>,
     /// Threads that compute.
     workers: AtomicU64,
 }
@@ -66,6 +66,16 @@ impl Times {
         let result = work();
         counter.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
         result
+    }
+
+    /// A worker was ready after this time.
+    fn ready(&self, time: Duration) {
+        let mut least = self.warm_up.lock().unwrap_or_else(PoisonError::into_inner);
+        *least = Some(least.map_or(time, |least| least.min(time)));
+    }
+
+    fn warm_up(&self) -> Option<Duration> {
+        *self.warm_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Each stage's name and busy time; all but the first may be several threads'.
@@ -327,15 +337,13 @@ fn compute_batches(
     times: &Times,
 ) {
     let next = || prepared.lock().unwrap_or_else(PoisonError::into_inner).recv();
-    let mut warm = Ok(());
+    let (start, mut warm) = (Instant::now(), Ok(()));
     if model.devices[device].is_card() {
-        let start = Instant::now();
         let captions = [options.batch_size];
         let captions = if options.images_only { &[] } else { &captions[..] };
         warm = model.warm_up(device, captions, &[options.batch_size]);
-        let time = start.elapsed().as_nanos() as u64;
-        times.warm_up.fetch_max(time, Ordering::Relaxed);
     }
+    times.ready(start.elapsed());
     while let Ok((batch, reply)) = next() {
         let computed =
             std::mem::replace(&mut warm, Ok(())).and_then(|()| compute(model, device, batch, times));
@@ -493,7 +501,10 @@ pub fn embed_all<R: BufRead + Send>(
 
 /// What a run took, for people: the rate, and each stage's share.
 pub fn summary(rows: u64, unit: &str, elapsed: Duration, times: &Times) -> String {
-    let warm_up = duration(&times.warm_up);
+    let warm_up = times
+        .warm_up()
+        .filter(|time| time.as_millis() >= 10)
+        .unwrap_or_default();
     let seconds = elapsed.saturating_sub(warm_up).as_secs_f64();
     let stages = times.stages();
     let busiest = stages[4..]
