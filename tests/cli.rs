@@ -108,6 +108,25 @@ fn eval_without_arguments_scores_the_built_in_model_and_says_what_it_is() {
     }
 }
 
+/// By the modules that a card runs.
+#[test]
+#[cfg(feature = "scenes")]
+fn half_precision_costs_no_recall() {
+    let mean = |dtype: &str| {
+        let report = run(&["eval", "--device", "flex", "--dtype", dtype, "--format", "json"]);
+        let json: Value = serde_json::from_str(&stdout(&report)).unwrap();
+        json["mean"]["mean"].as_f64().unwrap()
+    };
+    let single = mean("f32");
+    for dtype in ["f16", "bf16"] {
+        let half = mean(dtype);
+        assert!(
+            (half - single).abs() <= 0.002,
+            "{dtype}: {half}, in single precision {single}"
+        );
+    }
+}
+
 #[test]
 fn both_engines_print_the_recorded_table() {
     let folder = TempDir::new().unwrap();

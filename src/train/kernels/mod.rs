@@ -5,7 +5,7 @@
 //! keys.
 //!
 //! With [`Compute::BurnBf16`] layers and attention give bfloat16, which the next layer takes as it is; what is added up,
-//! normalised or dropped from is made single precision first ([`single`]).
+//! normalised or dropped from is made single precision first (`single`).
 
 mod flex;
 
