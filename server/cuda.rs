@@ -33,8 +33,8 @@ pub fn prepare(number: usize) -> Result<()> {
     use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
     check(number)?;
-    // What a `cubecl.toml` in the folder or above says counts. Without one nothing that is compiled would be kept, and which
-    // kernels are fastest only in the folder where a project of Rust's is built; now all of it is in the user's cache folder.
+    // Of itself nothing that is compiled would be kept, and which kernels are fastest only in the folder where a project of
+    // Rust's is built; now all of it is in the user's cache folder, or where else a `cubecl.toml` in the folder or above says.
     let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
     config.compilation.cache = true;
     if let CacheConfig::Target = config.environment.path {

@@ -54,6 +54,7 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
         on_error: args.rows.on_error,
         limit: args.rows.limit,
         images_only: false,
+        warm_up: true,
     };
     embed(
         &model,

@@ -85,6 +85,7 @@ fn options(args: &cli::Eval, model: &Model, images_only: bool) -> Options {
         on_error: args.rows.on_error,
         limit: args.rows.limit,
         images_only,
+        warm_up: true,
     }
 }
 

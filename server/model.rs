@@ -172,8 +172,8 @@ impl Model {
         tower.context("the text tower is not loaded")
     }
 
-    /// Runs batches of these sizes twice on a device, so that nothing is prepared during the work: kernels are compiled
-    /// and tried out, memory is taken.
+    /// Runs batches of these sizes twice on a device, captions in every length, so that little is prepared during the work:
+    /// kernels are compiled and tried out, and the calling thread's memory is taken.
     pub fn warm_up(&self, device: usize, captions: &[usize], images: &[usize]) -> Result<()> {
         /// What lengths of captions are rounded up to a multiple of.
         const STEP: usize = 8;
@@ -219,6 +219,16 @@ pub fn encoder(
         return Err(Error::Device(format!(
             "--attention on {chosen}, expected cuda or flex: the kernels there have one way to compute it"
         )));
+    }
+    if cfg!(feature = "cuda-fusion")
+        && matches!(
+            (chosen, dtype),
+            (cli::Device::Cuda(_), DeviceDtype::Auto | DeviceDtype::F32)
+        )
+    {
+        return refused(
+            "tf32, f16 or bf16 in a binary with the feature cuda-fusion, whose kernels would lose bits",
+        );
     }
     let engine = Engine::Burn(BurnOptions {
         precision: match (dtype, chosen) {
@@ -268,14 +278,18 @@ pub fn ranks(
     text: &Embeddings,
     image: &Embeddings,
 ) -> ernie_vil::Result<(Ranks, cli::Device)> {
-    let options = recall::Options::default();
-    let on = |device: &Device, engine: Engine| recall::ranks_on(text, image, options, device, engine);
+    let on = |device: &Device, engine: Engine| recall::ranks_on(text, image, device, engine);
     let device = model.devices[0];
     let ranks = match device {
         cli::Device::Flex => on(&Device::flex(), Engine::BURN)?,
         #[cfg(feature = "cuda")]
-        cli::Device::Cuda(number) => on(&Device::cuda(number), Engine::BURN_SINGLE)?,
-        _ => return Ok((recall::ranks(text, image, options)?, cli::Device::Cpu)),
+        cli::Device::Cuda(number) if !cfg!(feature = "cuda-fusion") => {
+            on(&Device::cuda(number), Engine::BURN_SINGLE)?
+        }
+        _ => {
+            let ranks = recall::ranks(text, image, recall::Options::default())?;
+            return Ok((ranks, cli::Device::Cpu));
+        }
     };
     Ok((ranks, device))
 }

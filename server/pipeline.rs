@@ -9,7 +9,7 @@
 use std::io::BufRead;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -102,6 +102,8 @@ pub struct Options {
     pub limit: Option<u64>,
     /// The rows are an image id and an image, without a caption.
     pub images_only: bool,
+    /// Cards compute batches of this size before the first one comes.
+    pub warm_up: bool,
 }
 
 /// Sends every batch of `reader` through the model, in order, to `sink`. `name` is the input's, for
@@ -121,15 +123,17 @@ pub fn run<R: BufRead + Send>(
     // many batches are on their way at most, so a slow device holds the others up before memory fills with their vectors.
     let (to_workers, prepared) = sync_channel(AHEAD);
     let (to_sink, in_order) = sync_channel(workers.len() + AHEAD);
-    let prepared = Mutex::new(prepared);
+    // The workers' alone: when the last of them has gone, whoever sends to them or waits for them is told.
+    let prepared = Arc::new(Mutex::new(prepared));
     std::thread::scope(|scope| {
         // Each stage ends when the one before it has, or when the one after it no longer listens.
         scope.spawn(move || read_batches(reader, options, times, &to_prepare));
         scope.spawn(move || prepare_batches(model, raw, options, times, &to_workers, &to_sink));
         for device in workers {
-            let prepared = &prepared;
-            scope.spawn(move || compute_batches(model, device, prepared, options, times));
+            let prepared = prepared.clone();
+            scope.spawn(move || compute_batches(model, device, &prepared, options, times));
         }
+        drop(prepared);
         let mut before = Vec::new();
         for coming in in_order {
             // A worker that is gone without a word has ended by a panic, which the scope passes on.
@@ -338,7 +342,7 @@ fn compute_batches(
 ) {
     let next = || prepared.lock().unwrap_or_else(PoisonError::into_inner).recv();
     let (start, mut warm) = (Instant::now(), Ok(()));
-    if model.devices[device].is_card() {
+    if options.warm_up && model.devices[device].is_card() {
         let captions = [options.batch_size];
         let captions = if options.images_only { &[] } else { &captions[..] };
         warm = model.warm_up(device, captions, &[options.batch_size]);

@@ -333,6 +333,8 @@ fn validate(model: &Model, path: &Path, step: u64) -> Result<Metric> {
         on_error: OnError::Stop,
         limit: None,
         images_only: false,
+        // Once more and again in a run.
+        warm_up: false,
     };
     let reader = PairReader::new(file);
     let all = pipeline::embed_all(model, reader, &name, &options, &Times::default(), |_| ())?;

@@ -164,8 +164,7 @@ fn plain_loops(text: &Embeddings, image: &Embeddings) -> Ranks {
 
 /// The ranks by Burn, with products as a device does them and in halves.
 fn by_burn(text: &Embeddings, image: &Embeddings) -> [Ranks; 2] {
-    [Engine::BURN, Engine::BURN_SINGLE]
-        .map(|engine| ranks_on(text, image, Options::default(), &Device::flex(), engine).unwrap())
+    [Engine::BURN, Engine::BURN_SINGLE].map(|engine| ranks_on(text, image, &Device::flex(), engine).unwrap())
 }
 
 #[test]
@@ -180,13 +179,7 @@ fn a_device_gives_the_same_ranks() {
         }
     }
     let one = whole_numbers(1, 7, 1);
-    let error = ranks_on(
-        &one,
-        &whole_numbers(2, 7, 1),
-        Options::default(),
-        &Device::flex(),
-        Engine::BURN,
-    );
+    let error = ranks_on(&one, &whole_numbers(2, 7, 1), &Device::flex(), Engine::BURN);
     assert!(
         error
             .unwrap_err()

@@ -93,15 +93,20 @@ impl Engine {
                 Input::Image(crop) => crops.extend_from_slice(crop.data()),
             }
         }
-        // Once into the pool, and not once for every product.
-        let vectors = rayon::scope(|_| match crops.is_empty() {
+        let embed = || match crops.is_empty() {
             true => self.model.embed_captions(device, &captions),
             false => self.model.embed_images(device, &crops),
-        })?;
+        };
+        let vectors = match self.model.devices[device].is_card() {
+            // A card keeps memory for each thread that uses it.
+            true => embed(),
+            // Once into the pool, and not once for every product.
+            false => rayon::scope(|_| embed()),
+        }?;
         Ok(vectors.iter().map(<[f32]>::to_vec).collect())
     }
 
-    /// Runs every size of batch that is to come, so that nothing is prepared during a request.
+    /// Runs every size of batch that is to come, on the thread that is to compute, so that little is prepared during a request.
     pub fn warm_up(&self, device: usize, lanes: &[LaneOptions; LANES]) -> Result<()> {
         let sizes = |lane: usize| [1, lanes[lane].batch];
         self.model.warm_up(device, &sizes(CAPTIONS), &sizes(IMAGES))

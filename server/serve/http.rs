@@ -35,14 +35,12 @@ use super::files::Folder;
 use super::metrics::{Metrics, Now};
 use super::openapi;
 use super::request::{Add, Classify, Embed, Encoding, Item, Limits, Remove, Search};
-use super::service::{self, Embedded, Held, Hit, Service, matrix};
+use super::service::{self, Embedded, Held, Hit, Service, hits_bytes, matrix};
 
 /// A longer body is parsed beside the threads that serve.
 const LONG_BODY: usize = 16 << 10;
 /// So is a longer response put together, as far as its length is known beforehand.
 const LONG_RESPONSE: usize = 96 << 10;
-/// Bytes of an answer at most: labels come back for each input.
-const MOST_RESPONSE: usize = 64 << 20;
 /// Bytes of a unit of the memory for bodies.
 const UNIT: usize = 1 << 10;
 /// What is still read of a body that was refused, so that the client comes to read why.
@@ -461,16 +459,7 @@ async fn list<T: Send + 'static>(
     usage: Value,
     write: impl Fn(&mut String, usize, &T) + Send + 'static,
 ) -> Reply {
-    if bytes > MOST_RESPONSE {
-        return Err(ApiError::request(
-            "answer_too_long",
-            "k",
-            format!(
-                "the answer would have about {bytes} bytes, expected at most {MOST_RESPONSE}: ask for fewer hits (k), in fewer \
-                 inputs or with shorter labels"
-            ),
-        ));
-    }
+    service::check_answer(bytes)?;
     let text = move |service: &Service| {
         let mut out = String::with_capacity(bytes + 256);
         out.push_str("{\"object\":\"list\",\"data\":[");
@@ -492,11 +481,6 @@ async fn list<T: Send + 'static>(
         _ => service.aside(text).await?,
     };
     Ok(with_model(app, json_response(text)))
-}
-
-/// What hits with these ids take in a response, about.
-fn hits_bytes<'a>(ids: impl Iterator<Item = &'a str>) -> usize {
-    ids.map(|id| id.len() + 64).sum()
 }
 
 async fn search(State(app): State<Arc<App>>, request: Request) -> Reply {

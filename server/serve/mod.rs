@@ -229,43 +229,54 @@ fn load(
         let start = Instant::now();
         let engine = Engine::new(Model::load(&folder, &devices, &global)?, limits);
         let config = engine.config();
-        let adapter = devices.iter().find_map(|args| model::adapter(args.device));
         let store = Store::open(index, config.image.width(), &config.fingerprint)?;
-        for device in 0..engine.devices() {
-            engine.warm_up(device, &lanes)?;
-        }
-        tracing::info!(
-            model = config.name,
-            fingerprint = config.fingerprint,
-            note = config.note,
-            device = engine.device_names(),
-            adapter,
-            embeddings = store.len(),
-            seconds = start.elapsed().as_secs_f64(),
-            "ready"
-        );
         let service = Arc::new(Service {
+            adapter: devices.iter().find_map(|args| model::adapter(args.device)),
             engine,
-            adapter,
             queue: Queue::new(&lanes, max_wait),
             store,
             metrics: app.metrics.clone(),
             looking: Semaphore::new(pool.current_num_threads()),
             pool,
         });
+        // Each worker warms up for itself: a card's memory belongs to the thread that uses it.
+        let (warm, warmed) = std::sync::mpsc::channel();
         let worker = |device: usize| {
-            let service = service.clone();
+            let (service, warm) = (service.clone(), warm.clone());
             let name = format!("model {device}");
             std::thread::Builder::new().name(name).spawn(move || {
-                service.queue.work(&*service.metrics, |_, batch| {
-                    let computed = service.engine.compute(device, &batch);
-                    computed.map_err(|error| format!("{error:#}"))
-                });
+                let done = service.engine.warm_up(device, &lanes);
+                let is_ready = done.is_ok();
+                let _ = warm.send(done);
+                drop(warm);
+                if is_ready {
+                    service.queue.work(&*service.metrics, |_, batch| {
+                        let computed = service.engine.compute(device, &batch);
+                        computed.map_err(|error| format!("{error:#}"))
+                    });
+                }
             })
         };
-        let workers = (0..service.engine.devices())
-            .map(worker)
-            .collect::<Result<_, _>>()?;
+        let devices = service.engine.devices();
+        let workers = (0..devices).map(worker).collect::<Result<_, _>>()?;
+        drop(warm);
+        for _ in 0..devices {
+            // Where one has ended by a fault, its thread has said which.
+            warmed
+                .recv()
+                .context("the model failed while it was warmed up")??;
+        }
+        let config = service.engine.config();
+        tracing::info!(
+            model = config.name,
+            fingerprint = config.fingerprint,
+            note = config.note,
+            device = service.engine.device_names(),
+            adapter = service.adapter,
+            embeddings = service.store.len(),
+            seconds = start.elapsed().as_secs_f64(),
+            "ready"
+        );
         app.ready(service);
         Ok(workers)
     };

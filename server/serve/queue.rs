@@ -233,11 +233,15 @@ impl<T: Send> Queue<T> {
                     observer.abandoned(lane, count)
                 });
                 if !jobs.is_empty() {
+                    // More may be due than this, for another worker that sleeps.
+                    self.shared.changed.notify_one();
                     return Some((lane, jobs));
                 }
                 continue;
             }
             if state.closed && state.lanes.iter().all(|lane| lane.taken == 0) {
+                // The others that sleep have nothing to wait for either.
+                self.shared.changed.notify_all();
                 return None;
             }
             state = match wake {
@@ -435,6 +439,27 @@ mod tests {
         drop(places);
         queue.close();
         assert_eq!(worker.join().unwrap(), [1, 2, 1]);
+    }
+
+    #[test]
+    fn all_workers_end_when_the_last_place_is_given_back_after_closing() {
+        let queue = Queue::<u32>::new(&LANES, Duration::from_secs(60));
+        let places = queue.reserve(0, 1).unwrap();
+        let work = || {
+            let queue = queue.clone();
+            std::thread::spawn(move || {
+                queue.work(&Nobody, |_, items| Ok(items.iter().map(|_| Vec::new()).collect()))
+            })
+        };
+        let workers = [work(), work(), work()];
+        queue.close();
+        // Until all of them sleep: something is still on its way.
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(workers.iter().all(|worker| !worker.is_finished()));
+        drop(places);
+        for worker in workers {
+            worker.join().unwrap();
+        }
     }
 
     #[test]

@@ -17,6 +17,8 @@ use super::store::Store;
 
 /// Text, in bytes, that is worth handing to another thread.
 const LONG_TEXT: usize = 16 << 10;
+/// Bytes of an answer at most: ids, and labels, come back for each input.
+const MOST_RESPONSE: usize = 64 << 20;
 /// Labels of a classification, at most.
 const MOST_LABELS: usize = 10_000;
 
@@ -237,7 +239,7 @@ impl Service {
         held: Held,
     ) -> Result<Vec<Vec<Hit>>, ApiError> {
         self.look(move |index| {
-            let found = search(index, &queries, k, Hit::of);
+            let found = search(index, &queries, k, k, Hit::of);
             drop((queries, held));
             found
         })
@@ -264,7 +266,7 @@ impl Service {
                     ),
                 ));
             }
-            let found = search(index, &queries, index.len(), |hits| softmax(hits, k, scale));
+            let found = search(index, &queries, index.len(), k, |hits| softmax(hits, k, scale));
             drop((queries, held));
             found
         };
@@ -285,6 +287,26 @@ impl Service {
     }
 }
 
+/// What hits with these ids take in a response, about.
+pub fn hits_bytes<'a>(ids: impl Iterator<Item = &'a str>) -> usize {
+    ids.map(|id| id.len() + 64).sum()
+}
+
+/// Checks what an answer with hits takes, about.
+pub fn check_answer(bytes: usize) -> Result<(), ApiError> {
+    match bytes {
+        0..=MOST_RESPONSE => Ok(()),
+        _ => Err(ApiError::request(
+            "answer_too_long",
+            "k",
+            format!(
+                "the answer would have about {bytes} bytes, expected at most {MOST_RESPONSE}: ask for fewer hits (k), in fewer \
+                 inputs or with shorter labels"
+            ),
+        )),
+    }
+}
+
 /// Runs a task on a pool's threads.
 pub async fn aside<T: Send + 'static>(
     pool: &ThreadPool,
@@ -301,16 +323,24 @@ pub async fn aside<T: Send + 'static>(
         .map_err(|_| ApiError::Internal("the work was broken off by a fault".into()))
 }
 
-/// What `each` makes of the best `k` hits of each query.
+/// What `each` makes of the best `k` hits of each query, of which it keeps the first `shown`.
 fn search<T>(
     index: &EmbeddingIndex,
     queries: &Embeddings,
     k: usize,
+    shown: usize,
     each: impl Fn(&[ernie_vil::index::Hit<'_>]) -> T,
 ) -> Result<Vec<T>, ApiError> {
     let found = index
         .search_batch(queries, k)
         .map_err(|error| ApiError::request("invalid_value", "input", format!("input: {error}")))?;
+    // Before the ids are copied.
+    check_answer(hits_bytes(
+        found
+            .iter()
+            .flat_map(|hits| hits.iter().take(shown))
+            .map(|hit| hit.id),
+    ))?;
     Ok(found.iter().map(|hits| each(hits)).collect())
 }
 

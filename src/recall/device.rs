@@ -18,15 +18,9 @@ const TILE: usize = 2048;
 /// exactly. Only the vectors go to the device, and only the ranks come back.
 ///
 /// # Errors
-/// Those of [`ranks`](super::ranks).
-pub fn ranks_on(
-    text: &Embeddings,
-    image: &Embeddings,
-    options: Options,
-    device: &Device,
-    engine: Engine,
-) -> Result<Ranks> {
-    check(text, image, options).map_err(Error::Scoring)?;
+/// Those of [`ranks`](super::ranks) with the default options.
+pub fn ranks_on(text: &Embeddings, image: &Embeddings, device: &Device, engine: Engine) -> Result<Ranks> {
+    check(text, image, Options::default()).map_err(Error::Scoring)?;
     let rows = text.rows();
     let tile = TILE.min(rows);
     let padded = rows.next_multiple_of(tile);

@@ -28,7 +28,8 @@ pub enum Compute {
     /// By Burn's operations everywhere.
     Burn,
     /// By Burn's operations, with products in bfloat16. Weights, their gradients, normalisations, softmax, the loss and
-    /// what is passed on from block to block are in single precision.
+    /// what a transformer passes on from block to block are in single precision; a convolutional network is in bfloat16 up
+    /// to its mean.
     BurnBf16,
 }
 
