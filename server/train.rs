@@ -338,7 +338,7 @@ fn validate(model: &Model, path: &Path, step: u64) -> Result<Metric> {
     };
     let reader = PairReader::new(file);
     let all = pipeline::embed_all(model, reader, &name, &options, &Times::default(), |_| ())?;
-    let ranks = recall::ranks(&all.text, &all.image, recall::Options::default())?;
+    let (ranks, _) = model::ranks(model, &all.text, &all.image)?;
     let figures = Report::new(&ranks)?.figures();
     let direction = |r: recall::Recall| [r.r1 * 100.0, r.r5 * 100.0, r.r10 * 100.0];
     Ok(Metric::Validation {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use ernie_vil::ModelConfig;
-use ernie_vil::image::{Limits, Pixels, Preprocessor, decode, decode_base64};
+use ernie_vil::image::{Limits, Pixels, decode, decode_base64};
 
 use super::metrics::Metrics;
 use super::queue::LaneOptions;
@@ -41,17 +41,12 @@ impl Input {
 
 pub struct Engine {
     model: Model,
-    preprocessor: Preprocessor,
     limits: Limits,
 }
 
 impl Engine {
     pub fn new(model: Model, limits: Limits) -> Self {
-        Self {
-            preprocessor: model.preprocessor(),
-            model,
-            limits,
-        }
+        Self { model, limits }
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -68,7 +63,7 @@ impl Engine {
         let pixels = decode(&decode_base64(base64.as_bytes())?, &self.limits)?;
         metrics.decode.time(start.elapsed());
         let start = Instant::now();
-        let crop = self.preprocessor.crop(&pixels);
+        let crop = self.model.preprocessor().crop(&pixels);
         metrics.preprocess.time(start.elapsed());
         Ok(Input::Image(crop))
     }

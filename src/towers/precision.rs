@@ -115,7 +115,7 @@ impl BurnOptions {
     }
 
     /// The attention of queries to keys and values, [batch, heads, tokens, head width] each. `key_bias`,
-    /// [batch or 1, 1, 1, tokens], is 0 for keys that are attended to and -10000 for others.
+    /// [batch or 1, 1, 1, tokens] in the precision of the queries, is 0 for keys that are attended to and -10000 for others.
     pub(super) fn attend(
         self,
         q: Tensor<4>,
@@ -131,8 +131,7 @@ impl BurnOptions {
         }
         let mut scores = self.matmul(q * (head_width as f64).powf(-0.5), k.transpose());
         if let Some(bias) = key_bias {
-            let dtype = dtype(&scores);
-            scores = scores + to(bias, dtype);
+            scores = scores + bias;
         }
         self.matmul(softmax(scores), v)
     }
