@@ -34,6 +34,14 @@ pub enum Error {
     /// An encoded image or its pixels.
     #[error("image: {0}")]
     Image(String),
+    /// An image that is sound as far as it was read, but goes beyond one of the limits it was decoded with.
+    #[error("image: {message}")]
+    ImageLimit {
+        /// Which one.
+        limit: crate::image::LimitKind,
+        /// What the image has or needs, and what was expected.
+        message: String,
+    },
     /// Weights: a checkpoint, a model folder's tensors.
     #[error("weights: {0}")]
     Weights(String),
@@ -56,12 +64,13 @@ pub enum Error {
     #[error("{0}")]
     Io(String),
     /// An error with the place where it happened in front of it.
-    #[error("{context}: {source}")]
+    // Not called `source`: the message has it, so that a report which prints the chain of sources would say it twice.
+    #[error("{context}: {error}")]
     Within {
         /// The place: a file, a row, a tensor.
         context: String,
         /// What happened there.
-        source: Box<Error>,
+        error: Box<Error>,
     },
 }
 
@@ -70,7 +79,24 @@ impl Error {
     pub fn within(self, context: impl fmt::Display) -> Self {
         Error::Within {
             context: context.to_string(),
-            source: Box::new(self),
+            error: Box::new(self),
+        }
+    }
+
+    /// The limit that an image went beyond, where that is what happened.
+    ///
+    /// ```
+    /// use ernie_vil::image::{LimitKind, Limits, decode};
+    /// let limits = Limits { max_bytes: 5, ..Limits::default() };
+    /// let error = decode(b"P5 1 1 255 \0", &limits).unwrap_err().within("a.pgm");
+    /// assert_eq!(error.to_string(), "a.pgm: image: 12 bytes, expected at most 5");
+    /// assert_eq!(error.limit(), Some(LimitKind::Bytes));
+    /// ```
+    pub fn limit(&self) -> Option<crate::image::LimitKind> {
+        match self {
+            Error::ImageLimit { limit, .. } => Some(*limit),
+            Error::Within { error, .. } => error.limit(),
+            _ => None,
         }
     }
 
@@ -81,7 +107,7 @@ impl Error {
             Error::Vocabulary(_) => "vocabulary",
             Error::Text(_) => "text",
             Error::Base64(_) => "base64",
-            Error::Image(_) => "image",
+            Error::Image(_) | Error::ImageLimit { .. } => "image",
             Error::Weights(_) => "weights",
             Error::Pairs(_) => "pairs",
             Error::Vectors(_) => "vectors",
@@ -89,7 +115,7 @@ impl Error {
             Error::Scoring(_) => "scoring",
             Error::Device(_) => "device",
             Error::Io(_) => "io",
-            Error::Within { source, .. } => source.code(),
+            Error::Within { error, .. } => error.code(),
         }
     }
 }

@@ -43,6 +43,113 @@ fn an_error_says_what_was_expected() {
     );
 }
 
+/// How pictures reach a file of pairs in another form, and what is said of each.
+#[test]
+fn a_text_that_is_no_base64_of_an_image_is_named() {
+    use base64::Engine;
+    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
+    use ernie_vil::image::{Limits, decode, decode_base64_of_row, explain_base64};
+    let read = |text: &str| {
+        let image =
+            decode_base64_of_row(text.as_bytes()).and_then(|bytes| decode(&bytes, &Limits::default()));
+        image.map_err(|error| explain_base64(text.as_bytes(), error).to_string())
+    };
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/images/r00.jpg");
+    let image = std::fs::read(golden).unwrap();
+    let good = STANDARD.encode(&image);
+    assert!(good.contains('+') && good.contains('/'));
+    let whole = read(&good).unwrap();
+    // What the original takes is taken as it takes it.
+    for text in [
+        good.replace('/', "\\/"),
+        format!("\"{good}\""),
+        format!(" {good}\r\n"),
+        format!("{good}rest"),
+    ] {
+        if text.ends_with("rest") && !good.ends_with('=') {
+            continue;
+        }
+        assert_eq!(read(&text).unwrap(), whole);
+    }
+    let hexadecimal: String = image.iter().map(|byte| format!("{byte:02x}")).collect();
+    let numbers: Vec<String> = image.iter().map(u8::to_string).collect();
+    let cases = [
+        (URL_SAFE.encode(&image), "URL-safe base64 (with - and _)"),
+        (URL_SAFE_NO_PAD.encode(&image), "URL-safe base64 (with - and _)"),
+        (
+            format!("b'{good}'"),
+            "a Python bytes object as it is printed (b'...')",
+        ),
+        (format!("b\"{good}\""), "a Python bytes object"),
+        (format!("\"b'{good}'\""), "a Python bytes object"),
+        (r"b'\xff\xd8\xff\xe0'".into(), "a Python bytes object"),
+        (
+            format!("data:image/jpeg;base64,{good}"),
+            "a data: URL, expected the base64 after its comma alone",
+        ),
+        (format!("DATA:;base64,{good}"), "a data: URL"),
+        (format!("image/png;base64,{good}"), "a data: URL"),
+        (format!("base64,{good}"), "base64 behind the word"),
+        (
+            "https://example.org/cat.jpg".into(),
+            "an address (\"https://example.org/cat.jpg\")",
+        ),
+        ("s3://bucket/key".into(), "an address (\"s3://bucket/key\")"),
+        ("blob:null/1234".into(), "an address"),
+        ("images/0001.jpg".into(), "a file's path (\"images/0001.jpg\")"),
+        ("0001.PNG".into(), "a file's path"),
+        (r"C:\new\cat".into(), "a file's path"),
+        ("../cats/17".into(), "a file's path"),
+        (hexadecimal.clone(), "an image in hexadecimal"),
+        (
+            format!("0x{}", hexadecimal.to_uppercase()),
+            "an image in hexadecimal",
+        ),
+        (
+            STANDARD.encode(&good),
+            "base64 that was encoded to base64 once more",
+        ),
+        (format!("[{}]", numbers.join(", ")), "a list of numbers"),
+        (good.replace('+', "%2B"), "percent-encoded (%2B)"),
+        (good.replace('+', " "), "base64 with blanks for \"+\""),
+        (
+            format!("{}\\n{}", &good[..76], &good[76..]),
+            "line breaks written as a backslash and a letter",
+        ),
+        (
+            good[..32_767.min(good.len())].to_owned() + "...",
+            "cut off where it ends with",
+        ),
+        ("word".into(), "; the text is \"word\""),
+        (
+            "猫".into(),
+            "byte 0 is 0xe7, expected ASCII characters only; the text is \"猫\"",
+        ),
+    ];
+    for (text, expected) in cases {
+        let start: String = text.chars().take(40).collect();
+        let message = read(&text).expect_err(&start);
+        assert!(message.contains(expected), "{start}: {message}");
+        assert!(
+            message.starts_with("base64: ") || message.starts_with("image: "),
+            "{message}"
+        );
+        assert!(message.len() < 300, "{message}");
+    }
+    // A cell of a spreadsheet ends there, in the middle of the image.
+    let large = STANDARD_NO_PAD.encode([&image[..], &[0; 40_000]].concat());
+    let message = read(&large[..32_767]).unwrap_err();
+    assert!(message.contains("cut off at 32767 characters"), "{message}");
+    // An id is none of these, however it is written.
+    let message = read("scene-0001-abcdefghijklmnopqrstuvwx").unwrap_err();
+    assert!(message.contains("the text is \"scene-0001-"), "{message}");
+    assert!(!message.contains("URL-safe"), "{message}");
+    assert_eq!(
+        read("").unwrap_err(),
+        "image: no bytes, expected JPEG, PNG, WebP, BMP, TIFF or PNM"
+    );
+}
+
 /// The rules of `binascii.a2b_base64` one bit string at a time.
 fn reference(text: &[u8]) -> Option<Vec<u8>> {
     if text.iter().any(|&byte| byte > 127) {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ernie_vil::Preprocessing;
-use ernie_vil::image::{Limits, Pixels, Preprocessor, decode, resize_linear};
+use ernie_vil::image::{LimitKind, Limits, Pixels, Preprocessor, decode, resize_linear};
 use proptest::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -410,18 +410,39 @@ fn enormous_images_are_refused_by_their_header() {
         ("BMP", bmp, "60000 x 60000"),
         ("WebP", lossy, "16383 x 16383"),
         ("WebP", lossless, "16383 x 16383"),
-        ("WebP", webp(wide), "60000 x 60000"),
-        ("WebP", webp(&narrow), "16383 x 16383"),
         ("TIFF", strip(SIDE), "60000 x 60000"),
         ("PNM", b"P6 60000 60000 255 ".to_vec(), "60000 x 60000"),
         ("PNM", b"P1 60000 60000 ".to_vec(), "60000 x 60000"),
         ("JPEG", jpeg, "60000 x 60000"),
     ];
+    let limits = Limits {
+        max_pixels: 1 << 26,
+        ..Limits::default()
+    };
     for (format, bytes, sides) in files {
-        let error = decode(&bytes, &Limits::default()).expect_err(format);
+        let error = decode(&bytes, &limits).expect_err(format);
         assert_eq!(
             error.to_string(),
             format!("image: {format} of {sides} pixels, expected at most 67108864")
+        );
+        assert_eq!(error.limit(), Some(LimitKind::Pixels));
+        // Whatever the number of pixels may be, their memory is limited too.
+        let limits = Limits {
+            max_pixels: u64::MAX,
+            ..Limits::default()
+        };
+        let error = decode(&bytes, &limits).expect_err(format);
+        let start = format!("image: {format} of {sides} pixels, which takes ");
+        assert!(error.to_string().starts_with(&start), "{error}");
+        assert_eq!(error.limit(), Some(LimitKind::Memory));
+    }
+
+    // The two sizes have to be the same, so none is believed alone.
+    for (bytes, sides) in [(webp(wide), "1 x 1"), (webp(&narrow), "16383 x 16383")] {
+        let error = decode(&bytes, &Limits::default()).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("image: WebP: a frame of {sides} pixels, expected ")),
+            "{error}"
         );
     }
 
@@ -431,6 +452,43 @@ fn enormous_images_are_refused_by_their_header() {
     };
     let error = decode(&read("images/r00.jpg"), &limits).unwrap_err();
     assert_eq!(error.to_string(), "image: 21469 bytes, expected at most 100");
+}
+
+/// Files whose metadata is damaged, or promised and absent, and arithmetic coding: see `image_cases/README.md`.
+#[test]
+fn only_the_pixels_of_a_file_have_to_be_sound() {
+    let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/image_cases"));
+    let cases: Vec<Value> =
+        serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    assert_eq!(cases.len(), 92);
+    let mut wrong = Vec::new();
+    for case in cases {
+        let file = case["file"].as_str().unwrap();
+        let bytes = std::fs::read(folder.join(file)).unwrap();
+        match (decode(&bytes, &Limits::default()), case["sha256"].as_str()) {
+            (Ok(pixels), Some(sha256_of_opencv)) => {
+                let size = (u64::from(pixels.height()), u64::from(pixels.width()));
+                if size != pair(&case["hw"]) || sha256(pixels.data()) != sha256_of_opencv {
+                    wrong.push(format!("{file}: other pixels"));
+                }
+                for profile in [Preprocessing::Original, Preprocessing::PaddleNlp] {
+                    let preprocessor = Preprocessor::with_profile(32, profile);
+                    let crop = preprocessor.decode_crop(&bytes, &Limits::default()).unwrap();
+                    assert!(crop == preprocessor.crop(&pixels), "{file}");
+                }
+            }
+            (Ok(_), None) => wrong.push(format!("{file}: decoded, OpenCV refuses it")),
+            (Err(error), Some(_)) => wrong.push(format!("{file}: {error}")),
+            (Err(error), None) => {
+                // No panic of a crate's was caught.
+                assert!(
+                    !error.to_string().contains("error of this program"),
+                    "{file}: {error}"
+                );
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 fn crc32(bytes: &[u8]) -> u32 {

@@ -1,10 +1,11 @@
 //! The JPEG decoder against the original's pixels, and against damage.
 
-use ernie_vil::image::jpeg;
+use ernie_vil::image::{Limits, Preprocessor, jpeg};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 fn tests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
@@ -124,7 +125,6 @@ fn what_is_not_read() {
         file
     };
     assert!(message(&[]).contains("expected the bytes FF D8"));
-    assert!(message(&with(frame - 1, 0xc9)).contains("arithmetic coding (FF C9)"));
     assert!(message(&with(frame - 1, 0xc3)).contains("lossless coding (FF C3)"));
     assert!(message(&with(frame + 2, 12)).contains("12 bits a sample, expected 8"));
     assert!(message(&with(frame + 7, 2)).contains("2 components, expected 1, 3 or 4"));
@@ -159,12 +159,70 @@ fn scans_without_end(pixels: u16, scans: usize) -> Vec<u8> {
 }
 
 #[test]
-fn scans_are_limited() {
-    let (width, height, pixels) = jpeg::decode(&scans_without_end(40, 64)).unwrap();
-    assert_eq!((width, height), (40, 40));
-    assert!(pixels.iter().all(|&value| value == 128));
-    let error = jpeg::decode(&scans_without_end(40, 65)).unwrap_err();
-    assert!(error.to_string().contains("more than 64 times"), "{error}");
+fn scans_are_limited_by_the_blocks_and_the_bytes() {
+    // More scans than any encoder makes are read of a small image, and of a large one as many as it takes.
+    for (side, scans) in [(40, 64), (4000, 24)] {
+        let (width, height, pixels) = jpeg::decode(&scans_without_end(side, scans)).unwrap();
+        assert_eq!((width, height), (side.into(), side.into()));
+        assert!(pixels.iter().all(|&value| value == 128));
+    }
+    let error = jpeg::decode(&scans_without_end(4000, 25)).unwrap_err();
+    let expected = "more than 24 times on average, and more than 16 blocks for each byte of the file";
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+/// A progressive file of which most says that nothing is to be said: 1.4 million blocks, and scans that pass over 32,767
+/// of them by two bytes.
+fn scans_of_nothing(scans: usize) -> Vec<u8> {
+    let side = 9300u16;
+    let mut file = b"\xff\xd8\xff\xdb\x00\x43\x00".to_vec();
+    file.extend([1; 64]);
+    // A code of one bit each: no difference, and the end of 2^14 bands and as many as 14 bits say.
+    file.extend(b"\xff\xc4\x00\x14\x00\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x00");
+    file.extend(b"\xff\xc4\x00\x14\x10\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xe0");
+    file.extend(b"\xff\xc2\x00\x0b\x08");
+    file.extend([side, side].map(u16::to_be_bytes).as_flattened());
+    file.extend(b"\x01\x01\x11\x00");
+    // What the bytes warrant.
+    file.extend([&b"\xff\xfe\xff\xff"[..], &[0; 65533]].concat().repeat(16));
+    file.extend(b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00");
+    let runs = (u32::from(side).div_ceil(8).pow(2)).div_ceil(32767);
+    let bits = (0..runs).map(|_| "011111111111111").collect::<String>() + "1111111";
+    let byte = |bits: &[u8]| bits.iter().fold(0, |all, bit| all << 1 | (bit & 1));
+    let stuffed = |byte| if byte == 0xff { vec![0xff, 0] } else { vec![byte] };
+    let data: Vec<u8> = bits
+        .as_bytes()
+        .chunks_exact(8)
+        .map(byte)
+        .flat_map(stuffed)
+        .collect();
+    for scan in 0..scans {
+        let bits = if scan == 0 { 0x01 } else { 0x10 };
+        file.extend([0xff, 0xda, 0, 8, 1, 1, 0, 1, 63, bits]);
+        file.extend(&data);
+    }
+    file.extend(b"\xff\xd9");
+    file
+}
+
+/// Scans that say nothing cost next to nothing: 32 of them not much more than one. Visits of each block would take 17 times as
+/// long.
+#[test]
+fn blocks_of_which_nothing_is_said_take_no_time() {
+    let preprocessor = Preprocessor::new(32);
+    // The least of some, since others may use the machine.
+    let time = |scans| {
+        let file = scans_of_nothing(scans);
+        let once = || {
+            let start = Instant::now();
+            let crop = preprocessor.decode_crop(&file, &Limits::default()).unwrap();
+            assert!(crop.data().iter().all(|&value| value == 128));
+            start.elapsed()
+        };
+        (0..5).map(|_| once()).min().unwrap()
+    };
+    let (one, many) = (time(1), time(32));
+    assert!(many < 6 * one, "{one:?} for one scan, {many:?} for 32");
 }
 
 proptest! {

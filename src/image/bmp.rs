@@ -16,7 +16,20 @@ const BITFIELDS: u32 = 3;
 /// a run-length code skips get the first colour of the palette.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
     let header = Header::read(bytes)?;
-    limits.check(Format::Bmp, header.width, header.height)?;
+    let (width, height) = (header.width, header.height);
+    limits.check(Format::Bmp, width, height)?;
+    // Run lengths are turned over once they are read.
+    let each = if matches!(header.compression, RLE4 | RLE8) {
+        6
+    } else {
+        3
+    };
+    limits.check_memory(
+        Format::Bmp,
+        width,
+        height,
+        each * u64::from(width) * u64::from(height),
+    )?;
     let data = bytes.get(header.data..).unwrap_or_default();
     if matches!(header.compression, RLE4 | RLE8) {
         return header.run_lengths(data);

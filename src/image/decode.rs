@@ -1,20 +1,17 @@
 //! Encoded images to pixels, as OpenCV's colour mode decodes them.
 
 use std::fmt::Display;
-use std::io::Cursor;
-
-use image::ImageDecoder;
-use image::codecs::webp::WebPDecoder;
-use png::Transformations;
 
 use super::orientation::{Orientation, exif_of_jpeg};
-use super::{Pixels, bmp, jpeg, pnm, tiff};
+use super::png::Png;
+use super::rows::Whole;
+use super::{Pixels, Preprocessor, bmp, jpeg, pnm, tiff, webp};
 use crate::{Error, Result};
 
 /// OpenCV reads no image with a longer side.
 const MAX_SIDE: u32 = 1 << 20;
 
-/// What an image may cost. Both are checked before memory for pixels is reserved.
+/// What an image may cost. All of it is checked before memory for pixels is reserved.
 ///
 /// ```
 /// use ernie_vil::image::{Limits, decode};
@@ -26,17 +23,43 @@ const MAX_SIDE: u32 = 1 << 20;
 pub struct Limits {
     /// Most bytes of the encoded image.
     pub max_bytes: usize,
-    /// Most pixels of the decoded image, which takes 3 bytes for each, and while it is decoded up to
-    /// 16 bytes for each.
+    /// Most pixels of the decoded image. Time grows with them.
     pub max_pixels: u64,
+    /// Most bytes of memory that hold pixels while the image is decoded, beside the encoded image.
+    ///
+    /// [`decode`] needs at least 3 for each pixel. [`Preprocessor::decode_crop`] needs them too for an interlaced PNG, and
+    /// for a file that is neither PNG nor JPEG; for a progressive JPEG it needs 2 for each sample (3 to 6 for a pixel), and
+    /// otherwise only a few rows.
+    pub max_memory: u64,
 }
 
-/// 64 MiB and 2^26 pixels (8192 x 8192).
+/// 2^30 bytes, 2^30 pixels, which are the most that OpenCV reads, and 512 MiB of memory.
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_bytes: 64 << 20,
-            max_pixels: 1 << 26,
+            max_bytes: 1 << 30,
+            max_pixels: 1 << 30,
+            max_memory: 512 << 20,
+        }
+    }
+}
+
+/// Which of the [`Limits`] an image goes beyond ([`Error::limit`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitKind {
+    /// [`Limits::max_bytes`].
+    Bytes,
+    /// [`Limits::max_pixels`].
+    Pixels,
+    /// [`Limits::max_memory`].
+    Memory,
+}
+
+impl LimitKind {
+    fn error(self, message: impl Display) -> Error {
+        Error::ImageLimit {
+            limit: self,
+            message: message.to_string(),
         }
     }
 }
@@ -44,19 +67,35 @@ impl Default for Limits {
 impl Limits {
     /// Checks the size that a header gives.
     pub(super) fn check(&self, format: Format, width: u32, height: u32) -> Result<()> {
-        // Sizes in bytes, up to 16 for a pixel, have to fit a `usize`.
-        let most = self.max_pixels.min(usize::MAX as u64 / 16);
-        let expected = if width == 0 || height == 0 {
-            "at least 1 x 1".into()
-        } else if u64::from(width) * u64::from(height) > most {
-            format!("at most {most}")
-        } else if width.max(height) > MAX_SIDE {
-            format!("at most {MAX_SIDE} a side")
-        } else {
+        let found = format_args!("{format} of {width} x {height} pixels, expected");
+        if width == 0 || height == 0 {
+            return Err(Error::Image(format!("{found} at least 1 x 1")));
+        }
+        if u64::from(width) * u64::from(height) > self.max_pixels {
+            return Err(LimitKind::Pixels.error(format_args!("{found} at most {}", self.max_pixels)));
+        }
+        if width.max(height) > MAX_SIDE {
+            return Err(Error::Image(format!("{found} at most {MAX_SIDE} a side")));
+        }
+        Ok(())
+    }
+
+    /// Checks the bytes that have to be held while an image is decoded.
+    pub(super) fn check_memory(&self, format: Format, width: u32, height: u32, bytes: u64) -> Result<()> {
+        // More than half of the addresses cannot be reserved at once.
+        let most = self.max_memory.min(isize::MAX as u64);
+        if bytes <= most {
             return Ok(());
+        }
+        let (unit, name) = if most < 10 << 20 {
+            (1 << 10, "kB")
+        } else {
+            (1 << 20, "MB")
         };
-        Err(Error::Image(format!(
-            "{format} of {width} x {height} pixels, expected {expected}"
+        Err(LimitKind::Memory.error(format_args!(
+            "{format} of {width} x {height} pixels, which takes {} {name} of memory to decode, expected at most {} {name}",
+            bytes.div_ceil(unit),
+            most / unit
         )))
     }
 }
@@ -148,124 +187,96 @@ fn name_of_foreign(bytes: &[u8]) -> &'static str {
 /// # Ok::<(), ernie_vil::Error>(())
 /// ```
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
+    read(bytes, limits, None)
+}
+
+/// Decodes an image; with a preprocessor, makes what its crop of the pixels would be.
+pub(super) fn read(bytes: &[u8], limits: &Limits, crop: Option<&Preprocessor>) -> Result<Pixels> {
     if bytes.len() > limits.max_bytes {
-        return Err(Error::Image(format!(
+        return Err(LimitKind::Bytes.error(format_args!(
             "{} bytes, expected at most {}",
             bytes.len(),
             limits.max_bytes
         )));
     }
-    match Format::of(bytes)? {
-        Format::Jpeg => decode_jpeg(bytes, limits),
-        Format::Png => decode_png(bytes, limits),
-        Format::WebP => decode_webp(bytes, limits),
-        Format::Bmp => bmp::decode(bytes, limits),
-        Format::Tiff => tiff::decode(bytes, limits),
-        Format::Pnm => pnm::decode(bytes, limits),
-    }
+    let format = Format::of(bytes)?;
+    guarded(format, || {
+        let pixels = match format {
+            Format::Jpeg => return read_jpeg(bytes, limits, crop),
+            Format::Png => return read_png(bytes, limits, crop),
+            Format::WebP => webp::decode(bytes, limits),
+            Format::Bmp => bmp::decode(bytes, limits),
+            Format::Tiff => tiff::decode(bytes, limits),
+            Format::Pnm => pnm::decode(bytes, limits),
+        }?;
+        Ok(match crop {
+            Some(preprocessor) => preprocessor.crop(&pixels),
+            None => pixels,
+        })
+    })
 }
 
-fn decode_jpeg(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
-    let header = jpeg::read_header(bytes)?;
-    limits.check(Format::Jpeg, header.width, header.height)?;
-    let (width, height, data) = jpeg::decode(bytes)?;
-    let pixels = Pixels::new(width, height, data)?;
-    Ok(upright(pixels, exif_of_jpeg(bytes)))
-}
-
-fn decode_png(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
-    let damaged = |error: png::DecodingError| Error::Image(format!("PNG: {error}"));
-    let mut options = png::DecodeOptions::default();
-    options.set_ignore_adler32(false);
-    options.set_ignore_text_chunk(true);
-    options.set_ignore_iccp_chunk(true);
-    let mut decoder = png::Decoder::new_with_options(Cursor::new(bytes), options);
-    // Beside rows, whose length is checked below, the decoder reserves no more than the file holds.
-    decoder.set_limits(png::Limits { bytes: usize::MAX });
-    decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
-    let (width, height) = decoder.read_header_info().map_err(damaged)?.size();
-    limits.check(Format::Png, width, height)?;
-    let mut reader = decoder.read_info().map_err(damaged)?;
-    let size = reader
-        .output_buffer_size()
-        .ok_or_else(|| damaged(png::DecodingError::LimitsExceeded))?;
-    let mut data = vec![0; size];
-    reader.next_frame(&mut data).map_err(damaged)?;
-    // What follows the pixels counts: the orientation may stand there, and the original accepts no
-    // file without an intact end.
-    reader.finish().map_err(damaged)?;
-    let data = match reader.output_color_type().0 {
-        png::ColorType::Grayscale => rgb_of_grey(&data, 1),
-        png::ColorType::GrayscaleAlpha => rgb_of_grey(&data, 2),
-        png::ColorType::Rgba => rgb_of_rgba(data),
-        _ => data,
-    };
-    let pixels = Pixels::new(width, height, data)?;
-    Ok(upright(pixels, reader.info().exif_metadata.as_deref()))
-}
-
-fn decode_webp(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
-    let damaged = |message: &dyn Display| Error::Image(format!("WebP: {message}"));
-    // The frame has a size of its own, which the decoder would compare with the file's too late.
-    if let Some((width, height)) = lossy_size(bytes).map_err(|message| damaged(&message))? {
-        limits.check(Format::WebP, width, height)?;
-    }
-    let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(|error| damaged(&error))?;
-    let (width, height) = decoder.dimensions();
-    limits.check(Format::WebP, width, height)?;
-    if decoder.has_animation() {
-        return Err(damaged(&"an animation, expected one image"));
-    }
-    let channels = if decoder.color_type().has_alpha() { 4 } else { 3 };
-    let mut data = vec![0; width as usize * height as usize * channels];
-    decoder.read_image(&mut data).map_err(|error| damaged(&error))?;
-    Pixels::new(
-        width,
-        height,
-        if channels == 4 { rgb_of_rgba(data) } else { data },
-    )
-}
-
-/// Width and height of the lossy frame in a WebP file, if it has one.
+/// Makes an error of a decoder's panic, where panics unwind.
 ///
-/// A file that ends before its frame does is an error.
-fn lossy_size(bytes: &[u8]) -> Result<Option<(u32, u32)>, String> {
-    let cut = || format!("{} bytes, the image is cut off", bytes.len());
-    let length = |field: &[u8; 4]| u32::from_le_bytes(*field) as usize;
-    let end = bytes
-        .get(4..)
-        .and_then(|rest| length(rest.first_chunk()?).checked_add(8));
-    let mut chunks = end.and_then(|end| bytes.get(12..end)).ok_or_else(cut)?;
-    while let Some((name, rest)) = chunks.split_first_chunk::<4>() {
-        let Some((field, body)) = rest.split_first_chunk() else {
-            break;
-        };
-        let length = length(field);
-        match name {
-            b"VP8 " | b"VP8L" if length > body.len() => return Err(cut()),
-            b"VP8 " => {
-                let [a, b, c, d] = *body
-                    .get(6..)
-                    .and_then(|rest| rest.first_chunk())
-                    .ok_or_else(cut)?;
-                let side = |low, high| u32::from(u16::from_le_bytes([low, high]) & 0x3FFF);
-                return Ok(Some((side(a, b), side(c, d))));
-            }
-            b"VP8L" => break,
-            _ => {}
-        }
-        // Chunks start at even places.
-        let next = length
-            .checked_next_multiple_of(2)
-            .and_then(|length| body.get(length..));
-        chunks = next.unwrap_or_default();
+/// In a module for JavaScript they do not, so every decoder is to be given nothing that it panics at: what that is, for
+/// which version of its crate, its module here says. None is known for `png` 0.18.1 and our own decoders as they are called,
+/// and one for `image-webp` 0.2.4, which only its decoding would find: the lengths of a lossless picture's prefix code
+/// whose check wraps (1, 1, 1, 2, 3, ..., 14, 15, 15). A module that stops at it is loaded again by the package.
+fn guarded(format: Format, read: impl FnOnce() -> Result<Pixels>) -> Result<Pixels> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(Error::Image(format!(
+            "{format}: the decoder failed on it, which is an error of this program"
+        )))
+    })
+}
+
+fn read_jpeg(bytes: &[u8], limits: &Limits, crop: Option<&Preprocessor>) -> Result<Pixels> {
+    // Sizes that are refused are so before anything else.
+    let header = jpeg::read_header(bytes)?;
+    let (width, height) = (header.width, header.height);
+    limits.check(Format::Jpeg, width, height)?;
+    let picture = jpeg::Picture::open(bytes)?;
+    let orientation = exif_of_jpeg(bytes).and_then(Orientation::from_exif);
+    if let Some(preprocessor) = crop {
+        limits.check_memory(Format::Jpeg, width, height, picture.held())?;
+        let rows = picture.read(|| preprocessor.rows(width, height, orientation))?;
+        return Ok(rows.finish());
     }
-    Ok(None)
+    let held = whole(width, height, orientation);
+    limits.check_memory(Format::Jpeg, width, height, picture.held() + held)?;
+    let pixels = picture.read(|| Whole::new(width, height))?.finish();
+    Ok(upright(pixels, orientation))
+}
+
+fn read_png(bytes: &[u8], limits: &Limits, crop: Option<&Preprocessor>) -> Result<Pixels> {
+    let picture = Png::open(bytes)?;
+    let (width, height, orientation) = (picture.width, picture.height, picture.orientation);
+    limits.check(Format::Png, width, height)?;
+    if let (Some(preprocessor), false) = (crop, picture.interlaced) {
+        limits.check_memory(Format::Png, width, height, picture.held())?;
+        let mut rows = preprocessor.rows(width, height, orientation);
+        picture.read(&mut rows)?;
+        return Ok(rows.finish());
+    }
+    let held = whole(width, height, orientation);
+    limits.check_memory(Format::Png, width, height, picture.held() + held)?;
+    let mut rows = Whole::new(width, height);
+    picture.read(&mut rows)?;
+    let pixels = upright(rows.finish(), orientation);
+    Ok(match crop {
+        Some(preprocessor) => preprocessor.crop(&pixels),
+        None => pixels,
+    })
+}
+
+/// Bytes of all pixels, twice where they have to be turned.
+fn whole(width: u32, height: u32, orientation: Option<Orientation>) -> u64 {
+    u64::from(width) * u64::from(height) * if orientation.is_some() { 6 } else { 3 }
 }
 
 /// Turns an image as its EXIF block says.
-fn upright(pixels: Pixels, exif: Option<&[u8]>) -> Pixels {
-    match exif.and_then(Orientation::from_exif) {
+fn upright(pixels: Pixels, orientation: Option<Orientation>) -> Pixels {
+    match orientation {
         Some(orientation) => orientation.apply(&pixels),
         None => pixels,
     }
@@ -288,4 +299,17 @@ pub(super) fn rgb_of_rgba(mut data: Vec<u8>) -> Vec<u8> {
     }
     data.truncate(3 * pixels);
     data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No file is known that makes a decoder panic.
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let error = guarded(Format::Png, || panic!("in a decoder")).unwrap_err();
+        let expected = "image: PNG: the decoder failed on it, which is an error of this program";
+        assert_eq!(error.to_string(), expected);
+    }
 }

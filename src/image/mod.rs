@@ -7,6 +7,7 @@
 //! | resizing the short side, centre crop | [`Preprocessor::crop`] |
 //! | normalisation, channels first | [`Preprocessor::tensor_into`] |
 //!
+//! [`Preprocessor::decode_crop`] decodes and crops without holding all pixels, where the format allows it, and
 //! [`Preprocessor::preprocess_into`] does the last three in one go. Every step gives bit for bit
 //! what the original pipeline (OpenCV 4.6 and NumPy) gives. With the profile
 //! [`PaddleNlp`](crate::Preprocessing::PaddleNlp), resizing, crop and normalisation are those of PaddleNLP (Pillow and
@@ -25,18 +26,22 @@
 mod augment;
 mod base64;
 mod bmp;
+mod chain;
 mod decode;
 pub mod jpeg;
 mod orientation;
+mod png;
 mod pnm;
 mod preprocess;
 mod resize;
 mod resize_pillow;
+mod rows;
 mod tiff;
+mod webp;
 
 pub use augment::{Augmentation, Blur, Crop, Jitter};
-pub use base64::decode_base64;
-pub use decode::{Limits, decode};
+pub use base64::{decode_base64, decode_base64_of_row, explain_base64};
+pub use decode::{LimitKind, Limits, decode};
 pub use preprocess::Preprocessor;
 pub use resize::resize_linear;
 

@@ -61,6 +61,11 @@ impl Orientation {
         })
     }
 
+    /// Whether rows become columns, and whether after it left and right, and top and bottom change places.
+    pub(super) fn steps(self) -> [bool; 3] {
+        [self.transpose, self.mirror, self.flip]
+    }
+
     /// Turns an image.
     pub(super) fn apply(self, pixels: &Pixels) -> Pixels {
         /// Pixels a side of the squares that are turned one after the other, so that both the rows

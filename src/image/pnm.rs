@@ -15,6 +15,13 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
     let mut size = |what| text.number(usize::MAX).map_err(|error| error.within(what));
     let (width, height) = (size("width")?, size("height")?);
     limits.check(Format::Pnm, width, height)?;
+    // Grey is read before it is copied to three channels.
+    limits.check_memory(
+        Format::Pnm,
+        width,
+        height,
+        4 * u64::from(width) * u64::from(height),
+    )?;
     let largest = match kind {
         b'1' | b'4' => 1,
         _ => text.number(usize::MAX)?,
@@ -43,19 +50,25 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
         )));
     }
     let samples: Vec<u8> = match kind {
-        b'1' => (0..count)
-            .map(|_| Ok(if text.number(1)? == 0 { 255 } else { 0 }))
-            .collect::<Result<_>>()?,
-        b'2' | b'3' => (0..count)
-            .map(|_| {
-                let sample = text.number(usize::MAX)?.min(largest);
-                Ok(if largest > 255 {
-                    sample >> 8
-                } else {
-                    sample * 255 / largest
-                } as u8)
-            })
-            .collect::<Result<_>>()?,
+        // Collecting results would reserve up to twice as much.
+        b'1'..=b'3' => {
+            let mut samples = Vec::with_capacity(count);
+            for _ in 0..count {
+                samples.push(match kind {
+                    b'1' if text.number(1)? == 0 => 255,
+                    b'1' => 0,
+                    _ => {
+                        let sample = text.number(usize::MAX)?.min(largest);
+                        if largest > 255 {
+                            (sample >> 8) as u8
+                        } else {
+                            (sample * 255 / largest) as u8
+                        }
+                    }
+                });
+            }
+            samples
+        }
         b'4' => rest[..needed]
             .chunks_exact(row.div_ceil(8))
             .flat_map(|bits| {

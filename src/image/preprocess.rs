@@ -1,8 +1,11 @@
 //! Pixels to the image tower's input.
 
-use super::resize::resize_window;
-use super::resize_pillow::resize_window_cubic;
-use super::{Limits, Pixels, decode};
+use super::decode::read;
+use super::orientation::Orientation;
+use super::resize::{Window, resize_window};
+use super::resize_pillow::{WindowCubic, resize_window_cubic};
+use super::rows::Rows;
+use super::{Limits, Pixels};
 use crate::{Error, ModelConfig, Preprocessing, Result};
 
 /// Means of red, green and blue over the pixels that CLIP was trained with, in 0..=1.
@@ -135,13 +138,7 @@ impl Preprocessor {
     ///
     /// Only pixels that stay are computed, whatever the proportions of the image.
     pub fn crop(&self, pixels: &Pixels) -> Pixels {
-        let full = self.resized(pixels.width, pixels.height);
-        let size = u64::from(self.size);
-        let middle = |side: u64| match self.profile {
-            Preprocessing::Original => (side - size).div_ceil(2),
-            Preprocessing::PaddleNlp => (side - size) / 2,
-        };
-        let at = (middle(full.0), middle(full.1));
+        let (full, at) = self.window(pixels.width, pixels.height);
         if full != (pixels.width.into(), pixels.height.into()) {
             return self.resize(pixels, full, at);
         }
@@ -162,6 +159,84 @@ impl Preprocessor {
             height: self.size,
             data,
         }
+    }
+
+    /// The size that an image is resized to, and where the crop starts in it, both as x, y.
+    fn window(&self, width: u32, height: u32) -> ((u64, u64), (u64, u64)) {
+        let full = self.resized(width, height);
+        let size = u64::from(self.size);
+        let middle = |side: u64| match self.profile {
+            Preprocessing::Original => (side - size).div_ceil(2),
+            Preprocessing::PaddleNlp => (side - size) / 2,
+        };
+        (full, (middle(full.0), middle(full.1)))
+    }
+
+    /// Takes the rows of an image of `width` x `height` pixels, which `orientation` turns afterwards, and makes what
+    /// [`Preprocessor::crop`] gives for the image.
+    pub(super) fn rows(&self, width: u32, height: u32, orientation: Option<Orientation>) -> CropRows {
+        let [transposed, mirror, flip] = orientation.map_or([false; 3], Orientation::steps);
+        let upright = if transposed {
+            (height, width)
+        } else {
+            (width, height)
+        };
+        let (full, at) = self.window(upright.0, upright.1);
+        let (size, row) = (self.size, vec![0; 3 * width as usize]);
+        match self.profile {
+            Preprocessing::Original => {
+                let window = Window::new(upright, full, at, size, size);
+                let (columns, rows) = window.needed();
+                let window = window.of_needed((&columns, &rows));
+                let turned = |mut all: Vec<usize>, side: u32, turn: bool| {
+                    if turn {
+                        all.reverse();
+                        all.iter_mut().for_each(|one| *one = side as usize - 1 - *one);
+                    }
+                    all
+                };
+                let columns = turned(columns, upright.0, mirror);
+                let rows = turned(rows, upright.1, flip);
+                let (columns, rows) = if transposed {
+                    (rows, columns)
+                } else {
+                    (columns, rows)
+                };
+                CropRows::Linear(Box::new(Gathered {
+                    window,
+                    orientation,
+                    data: Vec::with_capacity(3 * columns.len() * rows.len()),
+                    columns,
+                    rows,
+                    next: 0,
+                    row,
+                }))
+            }
+            Preprocessing::PaddleNlp => {
+                let window = WindowCubic::new(upright, full, at, size, size, orientation);
+                let needed = window.needed();
+                CropRows::Cubic(Box::new(Summed { window, needed, row }))
+            }
+        }
+    }
+
+    /// Decodes an image and crops it: what [`crop`](Self::crop) makes of [`decode`](super::decode)'s pixels, to the bit.
+    ///
+    /// The pixels are not held where the file gives them from top to bottom: a JPEG of a single scan and a PNG that is
+    /// not interlaced are cropped row by row as they are decoded, so an image of 200 million pixels takes a few
+    /// megabytes. Of a progressive JPEG the coefficients are held, 2 bytes a sample, of other files the pixels.
+    ///
+    /// # Errors
+    /// Those of [`decode`](super::decode).
+    ///
+    /// ```
+    /// use ernie_vil::image::{Limits, Preprocessor};
+    /// let crop = Preprocessor::new(32).decode_crop(b"P5 1 1 255 \x80", &Limits::default())?;
+    /// assert_eq!((crop.width(), crop.data()[0]), (32, 128));
+    /// # Ok::<(), ernie_vil::Error>(())
+    /// ```
+    pub fn decode_crop(&self, bytes: &[u8], limits: &Limits) -> Result<Pixels> {
+        read(bytes, limits, Some(self))
     }
 
     /// Resizes to `size` x `size` pixels, whatever the proportions were.
@@ -212,7 +287,7 @@ impl Preprocessor {
     /// Decodes, crops and normalises an encoded image into `out`, \[3, size, size\].
     ///
     /// # Errors
-    /// Those of [`decode`], and [`Error::Image`] where `out` is not [`values`](Self::values) long.
+    /// Those of [`decode`](super::decode), and [`Error::Image`] where `out` is not [`values`](Self::values) long.
     pub fn preprocess_into(&self, bytes: &[u8], limits: &Limits, out: &mut [f32]) -> Result<()> {
         if out.len() != self.values() {
             return Err(Error::Image(format!(
@@ -222,8 +297,77 @@ impl Preprocessor {
                 self.size
             )));
         }
-        let pixels = decode(bytes, limits)?;
-        self.tensor_into(&self.crop(&pixels), out);
+        self.tensor_into(&self.decode_crop(bytes, limits)?, out);
         Ok(())
+    }
+}
+
+/// An image's crop in the making.
+#[derive(Debug, Clone)]
+pub(super) enum CropRows {
+    Linear(Box<Gathered>),
+    Cubic(Box<Summed>),
+}
+
+/// The 2 x 2 source pixels of each pixel of the crop, which are all that bilinear resizing needs.
+#[derive(Debug, Clone)]
+pub(super) struct Gathered {
+    /// Over the upright image of the columns and rows that are needed.
+    window: Window,
+    orientation: Option<Orientation>,
+    /// Those in the file.
+    columns: Vec<usize>,
+    rows: Vec<usize>,
+    /// The next of `rows`.
+    next: usize,
+    data: Vec<u8>,
+    row: Vec<u8>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Summed {
+    window: WindowCubic,
+    needed: std::ops::Range<usize>,
+    row: Vec<u8>,
+}
+
+impl Rows for CropRows {
+    fn slot(&mut self, y: usize) -> Option<&mut [u8]> {
+        match self {
+            Self::Linear(it) => (it.rows.get(it.next) == Some(&y)).then_some(&mut it.row),
+            Self::Cubic(it) => it.needed.contains(&y).then_some(&mut it.row),
+        }
+    }
+
+    fn done(&mut self, y: usize) {
+        match self {
+            Self::Linear(it) => {
+                let pixels = it.row.as_chunks::<3>().0;
+                it.data.extend(it.columns.iter().flat_map(|&x| pixels[x]));
+                it.next += 1;
+            }
+            Self::Cubic(it) => it.window.row(y, &it.row),
+        }
+    }
+}
+
+impl CropRows {
+    /// The crop, once all rows were handed over.
+    pub fn finish(self) -> Pixels {
+        match self {
+            Self::Linear(it) => {
+                let gathered = Pixels {
+                    width: it.columns.len() as u32,
+                    height: it.rows.len() as u32,
+                    data: it.data,
+                };
+                let upright = match it.orientation {
+                    Some(orientation) => orientation.apply(&gathered),
+                    None => gathered,
+                };
+                it.window.of(&upright)
+            }
+            Self::Cubic(it) => it.window.finish(),
+        }
     }
 }

@@ -50,61 +50,124 @@ pub(super) fn resize_window(
     width: u32,
     height: u32,
 ) -> Pixels {
-    resize_window_with(Kernel::best(), src, full, at, width, height)
+    Window::new((src.width, src.height), full, at, width, height).of(src)
 }
 
-fn resize_window_with(
-    kernel: Kernel,
-    src: &Pixels,
-    full: (u64, u64),
-    at: (u64, u64),
-    width: u32,
-    height: u32,
-) -> Pixels {
-    let columns = Columns::new(src.width, full.0, at.0, width);
-    let stride = 3 * src.width as usize;
-    let last = src.height as usize - 1;
-    let scale = scale(src.height, full.1);
+/// What the pixels of a window of a resized image are made from.
+#[derive(Debug, Clone)]
+pub(super) struct Window {
+    /// Of each column the left one of two source columns and the weights of both.
+    columns: Vec<(usize, [i16; 2])>,
+    /// Of each row two source rows, which may be the same, and their weights.
+    rows: Vec<([usize; 2], [i16; 2])>,
+}
 
-    // The two source rows in use after their horizontal pass, and which they are.
-    let mut rows = [columns.empty_row(), columns.empty_row()];
-    let mut held = [usize::MAX; 2];
-    let mut tail = Vec::new();
-    let mut data = vec![0; 3 * width as usize * height as usize];
-    for (y, out) in data.chunks_exact_mut(3 * width as usize).enumerate() {
-        let (above, f) = sample(at.1 + y as u64, scale);
-        let weights = weights(f);
-        // Beyond an edge both rows are the edge's. A row without weight need not be computed.
-        let [top, bottom] = match weights {
-            [_, 0] => [above; 2],
-            [0, _] => [above + 1; 2],
-            _ => [above, above + 1],
+impl Window {
+    /// The arguments are those of [`resize_window`]; of the source only the size is needed.
+    pub fn new(
+        (src_width, src_height): (u32, u32),
+        full: (u64, u64),
+        at: (u64, u64),
+        width: u32,
+        height: u32,
+    ) -> Self {
+        let last = i64::from(src_width) - 1;
+        let across = scale(src_width, full.0);
+        let column = |x| match sample(at.0 + u64::from(x), across) {
+            (left, _) if left < 0 => (0, weights(0.0)),
+            (left, _) if left >= last => (last as usize, weights(0.0)),
+            (left, f) => (left as usize, weights(f)),
+        };
+        let last = i64::from(src_height) - 1;
+        let down = scale(src_height, full.1);
+        let row = |y| {
+            let (above, f) = sample(at.1 + u64::from(y), down);
+            let weights = weights(f);
+            // Beyond an edge both rows are the edge's. A row without weight need not be computed.
+            let rows = match weights {
+                [_, 0] => [above; 2],
+                [0, _] => [above + 1; 2],
+                _ => [above, above + 1],
+            };
+            (rows.map(|row| row.clamp(0, last) as usize), weights)
+        };
+        Self {
+            columns: (0..width).map(column).collect(),
+            rows: (0..height).map(row).collect(),
         }
-        .map(|row| row.clamp(0, last as i64) as usize);
-
-        if held[1] == top {
-            rows.swap(0, 1);
-            held.swap(0, 1);
-        }
-        for (slot, row) in [(0, top), (1, bottom)] {
-            if held[slot] != row && (slot == 0 || row != top) {
-                let start = row * stride;
-                let mut bytes = &src.data[start..];
-                if bytes.len() < columns.reach {
-                    // The image's last row: what is read beyond it has to exist.
-                    tail.clear();
-                    tail.extend_from_slice(bytes);
-                    tail.resize(columns.reach, 0);
-                    bytes = &tail;
-                }
-                kernel.horizontal(bytes, &columns, &mut rows[slot]);
-                held[slot] = row;
-            }
-        }
-        let bottom = if bottom == top { &rows[0] } else { &rows[1] };
-        kernel.vertical(&rows[0], bottom, weights, out);
     }
-    Pixels { width, height, data }
+
+    /// The source columns and the source rows that the window needs, each in rising order.
+    pub fn needed(&self) -> (Vec<usize>, Vec<usize>) {
+        let sorted = |mut all: Vec<usize>| {
+            all.sort_unstable();
+            all.dedup();
+            all
+        };
+        let columns = self.columns.iter().flat_map(|&(left, weights)| {
+            let right = (weights[1] != 0).then_some(left + 1);
+            [left].into_iter().chain(right)
+        });
+        let rows = self.rows.iter().flat_map(|&(rows, _)| rows);
+        (sorted(columns.collect()), sorted(rows.collect()))
+    }
+
+    /// The same window of a source of which only these columns and rows are left.
+    pub fn of_needed(mut self, (columns, rows): (&[usize], &[usize])) -> Self {
+        let place = |all: &[usize], wanted: usize| all.partition_point(|&one| one < wanted);
+        for (left, _) in &mut self.columns {
+            *left = place(columns, *left);
+        }
+        for (pair, _) in &mut self.rows {
+            *pair = pair.map(|row| place(rows, row));
+        }
+        self
+    }
+
+    /// The window's pixels.
+    pub fn of(&self, src: &Pixels) -> Pixels {
+        self.with(Kernel::best(), src)
+    }
+
+    fn with(&self, kernel: Kernel, src: &Pixels) -> Pixels {
+        let columns = Columns::new(&self.columns);
+        let stride = 3 * src.width as usize;
+        let (width, height) = (self.columns.len(), self.rows.len());
+
+        // The two source rows in use after their horizontal pass, and which they are.
+        let mut rows = [columns.empty_row(), columns.empty_row()];
+        let mut held = [usize::MAX; 2];
+        let mut tail = Vec::new();
+        let mut data = vec![0; 3 * width * height];
+        for (&([top, bottom], weights), out) in self.rows.iter().zip(data.chunks_exact_mut(3 * width)) {
+            if held[1] == top {
+                rows.swap(0, 1);
+                held.swap(0, 1);
+            }
+            for (slot, row) in [(0, top), (1, bottom)] {
+                if held[slot] != row && (slot == 0 || row != top) {
+                    let start = row * stride;
+                    let mut bytes = &src.data[start..];
+                    if bytes.len() < columns.reach {
+                        // The image's last row: what is read beyond it has to exist.
+                        tail.clear();
+                        tail.extend_from_slice(bytes);
+                        tail.resize(columns.reach, 0);
+                        bytes = &tail;
+                    }
+                    kernel.horizontal(bytes, &columns, &mut rows[slot]);
+                    held[slot] = row;
+                }
+            }
+            let bottom = if bottom == top { &rows[0] } else { &rows[1] };
+            kernel.vertical(&rows[0], bottom, weights, out);
+        }
+        Pixels {
+            width: width as u32,
+            height: height as u32,
+            data,
+        }
+    }
 }
 
 /// Source pixels per target pixel.
@@ -137,23 +200,16 @@ struct Columns {
 const GROUP: usize = 8;
 
 impl Columns {
-    fn new(src: u32, full: u64, at: u64, width: u32) -> Self {
-        let scale = scale(src, full);
-        let last = i64::from(src) - 1;
-        let padded = (width as usize).next_multiple_of(GROUP);
+    fn new(window: &[(usize, [i16; 2])]) -> Self {
+        let padded = window.len().next_multiple_of(GROUP);
         let mut columns = Self {
             offsets: vec![0; padded],
             weights: vec![[[0; 2]; 4]; padded],
             reach: READ,
         };
-        for x in 0..width as usize {
-            let (left, f) = match sample(at + x as u64, scale) {
-                (left, _) if left < 0 => (0, 0.0),
-                (left, _) if left >= last => (last, 0.0),
-                inside => inside,
-            };
-            columns.offsets[x] = 3 * left as usize;
-            columns.weights[x] = [weights(f); 4];
+        for (x, &(left, weights)) in window.iter().enumerate() {
+            columns.offsets[x] = 3 * left;
+            columns.weights[x] = [weights; 4];
             columns.reach = columns.reach.max(columns.offsets[x] + READ);
         }
         columns
@@ -382,8 +438,8 @@ mod tests {
             let src = Pixels::new(width, height, noise(width * height)).unwrap();
             for (to_width, to_height) in [(1, 1), (3, 2), (7, 9), (8, 8), (31, 64), (225, 224), (500, 2)] {
                 let full = (u64::from(to_width), u64::from(to_height));
-                let resize =
-                    |kernel| resize_window_with(kernel, &src, full, (0, 0), to_width, to_height).into_data();
+                let window = Window::new((width, height), full, (0, 0), to_width, to_height);
+                let resize = |kernel| window.with(kernel, &src).into_data();
                 assert!(resize(Kernel::Portable) == resize(Kernel::best()));
             }
         }

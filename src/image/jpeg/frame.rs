@@ -52,6 +52,8 @@ pub(super) struct Component {
 #[derive(Debug, Clone)]
 pub(super) struct Frame {
     pub progressive: bool,
+    /// Arithmetic coding, not Huffman's.
+    pub arithmetic: bool,
     pub width: usize,
     pub height: usize,
     pub components: Vec<Component>,
@@ -93,10 +95,16 @@ pub(super) struct Headers<'a> {
     pub steps: [Option<[u16; 64]>; 4],
     pub dc_tables: [Option<TableSpec>; 4],
     pub ac_tables: [Option<TableSpec>; 4],
+    /// Of arithmetic coding by the number of the table: the bounds of small DC differences, in bits, and the last
+    /// coefficient of low frequency.
+    pub conditioning: [(u32, u32); 16],
+    pub low_frequencies: [u8; 16],
     pub restart_interval: usize,
     jfif: bool,
     /// The colour transform of an Adobe segment.
     adobe: Option<u8>,
+    /// What the components mean, where another format around the stream says so.
+    pub meaning: Option<Colours>,
 }
 
 /// The fields of a marker segment, in order.
@@ -159,10 +167,39 @@ impl<'a> Headers<'a> {
             steps: [None; 4],
             dc_tables: [const { None }; 4],
             ac_tables: [const { None }; 4],
+            conditioning: [(0, 1); 16],
+            low_frequencies: [5; 16],
             restart_interval: 0,
             jfif: false,
             adobe: None,
+            meaning: None,
         })
+    }
+
+    /// Reads a stream of tables alone, up to its end.
+    pub fn read_tables(&mut self) -> Result<()> {
+        while let Some((marker, position)) = Self::marker(self.data, self.position) {
+            self.position = position;
+            match marker {
+                0xc4 => {
+                    let segment = self.segment("Huffman tables (DHT)")?;
+                    self.read_huffman_tables(segment)?;
+                }
+                0xdb => {
+                    let segment = self.segment("quantisation tables (DQT)")?;
+                    self.read_quantisation_tables(segment)?;
+                }
+                0xcc | 0xdd | 0xe0..=0xef | 0xfe => {
+                    self.segment("a segment")?;
+                }
+                0xd9 => return Ok(()),
+                _ => break,
+            }
+        }
+        Err(Error::Image(format!(
+            "JPEG: byte {} is no part of tables, expected tables and an end of image",
+            self.position
+        )))
     }
 
     /// Finds the next marker from a byte on, over anything that is none: its code and the byte
@@ -219,9 +256,9 @@ impl<'a> Headers<'a> {
                 }
             };
             match marker {
-                0xc0..=0xc2 => {
+                0xc0..=0xc2 | 0xc9 | 0xca => {
                     let segment = self.segment("the frame header (SOF)")?;
-                    self.read_frame(segment, marker == 0xc2)?;
+                    self.read_frame(segment, matches!(marker, 0xc2 | 0xca), marker > 0xc8)?;
                     if frame_only {
                         return Ok(None);
                     }
@@ -229,6 +266,10 @@ impl<'a> Headers<'a> {
                 0xc4 => {
                     let segment = self.segment("Huffman tables (DHT)")?;
                     self.read_huffman_tables(segment)?;
+                }
+                0xcc => {
+                    let segment = self.segment("arithmetic conditioning (DAC)")?;
+                    self.read_conditioning(segment)?;
                 }
                 0xda => {
                     let segment = self.segment("a scan header (SOS)")?;
@@ -253,9 +294,8 @@ impl<'a> Headers<'a> {
                         self.adobe = Some(segment.rest[11]);
                     }
                 }
-                // APPn, comments, and two that libjpeg ignores too: arithmetic conditioning and
-                // a number of lines (DNL).
-                0xe1..=0xef | 0xfe | 0xcc | 0xdc => {
+                // APPn, comments, and one that libjpeg ignores too: a number of lines (DNL).
+                0xe1..=0xef | 0xfe | 0xdc => {
                     self.segment("a segment")?;
                 }
                 // Without parameters.
@@ -273,13 +313,12 @@ impl<'a> Headers<'a> {
                     let kind = match marker {
                         0xc3 | 0xcb => "lossless coding",
                         0xc5..=0xc7 | 0xcd..=0xcf => "hierarchical coding",
-                        0xc9 | 0xca => "arithmetic coding",
                         0xd8 => "a second start of image",
                         _ => "an unknown marker",
                     };
                     return Err(Error::Image(format!(
-                        "JPEG: {kind} (FF {marker:02X}) at byte {}, expected baseline, extended or progressive \
-                         Huffman coding",
+                        "JPEG: {kind} (FF {marker:02X}) at byte {}, expected a baseline, extended or progressive \
+                         frame",
                         self.position - 2
                     )));
                 }
@@ -287,7 +326,7 @@ impl<'a> Headers<'a> {
         }
     }
 
-    fn read_frame(&mut self, mut segment: Segment, progressive: bool) -> Result<()> {
+    fn read_frame(&mut self, mut segment: Segment, progressive: bool, arithmetic: bool) -> Result<()> {
         if self.frame.is_some() {
             return Err(segment.error("a second frame"));
         }
@@ -304,8 +343,14 @@ impl<'a> Headers<'a> {
                 "{width} x {height} pixels, expected 1 to 65500 each way"
             )));
         }
-        if !matches!(count, 1 | 3 | 4) {
-            return Err(segment.error(format_args!("{count} components, expected 1, 3 or 4")));
+        match self.meaning.map(Colours::components) {
+            None if !matches!(count, 1 | 3 | 4) => {
+                return Err(segment.error(format_args!("{count} components, expected 1, 3 or 4")));
+            }
+            Some(expected) if count != expected => {
+                return Err(segment.error(format_args!("{count} components, expected {expected}")));
+            }
+            _ => {}
         }
         let mut components = Vec::with_capacity(count);
         for _ in 0..count {
@@ -336,6 +381,7 @@ impl<'a> Headers<'a> {
         }
         self.frame = Some(Frame {
             progressive,
+            arithmetic,
             width,
             height,
             components,
@@ -430,6 +476,22 @@ impl<'a> Headers<'a> {
         segment.end()
     }
 
+    fn read_conditioning(&mut self, mut segment: Segment) -> Result<()> {
+        while !segment.rest.is_empty() {
+            let [table, value] = segment.array()?;
+            let (lower, upper) = (u32::from(value & 15), u32::from(value >> 4));
+            match table {
+                0..16 if lower > upper => {
+                    return Err(segment.error(format_args!("bounds {lower} to {upper} of small differences")));
+                }
+                0..16 => self.conditioning[usize::from(table)] = (lower, upper),
+                16..32 => self.low_frequencies[usize::from(table - 16)] = value,
+                _ => return Err(segment.error(format_args!("table {table}, expected 0 to 31"))),
+            }
+        }
+        segment.end()
+    }
+
     fn read_quantisation_tables(&mut self, mut segment: Segment) -> Result<()> {
         while !segment.rest.is_empty() {
             let [kind] = segment.array()?;
@@ -460,6 +522,9 @@ impl<'a> Headers<'a> {
 
     /// What the components mean, by libjpeg's rules.
     pub fn colours(&self, frame: &Frame) -> Colours {
+        if let Some(meaning) = self.meaning {
+            return meaning;
+        }
         let ids: Vec<u8> = frame.components.iter().map(|component| component.id).collect();
         match (frame.components.len(), self.adobe) {
             (1, _) => Colours::Grey,

@@ -366,41 +366,52 @@ impl<'a> BitReader<'a> {
                 self.left = 64;
                 return;
             }
-            let byte = match self.data.get(self.position) {
-                None => {
-                    self.at_end = true;
-                    continue;
-                }
-                Some(0xff) => {
-                    let mut next = self.position + 1;
-                    while self.data.get(next) == Some(&0xff) {
-                        next += 1;
-                    }
-                    match self.data.get(next) {
-                        None => {
-                            self.at_end = true;
-                            continue;
-                        }
-                        Some(0) => {
-                            self.position = next + 1;
-                            0xff
-                        }
-                        Some(&marker) => {
-                            self.position = next + 1;
-                            self.marker = marker;
-                            self.until = self.position;
-                            continue;
-                        }
-                    }
-                }
-                Some(&byte) => {
-                    self.position += 1;
-                    byte
-                }
+            let Some(byte) = self.stored_byte() else {
+                continue;
             };
             self.buffer |= u64::from(byte) << (56 - self.left);
             self.left += 8;
         }
+    }
+
+    /// The next byte without what stuffs it; `None` where the marker or the end of the data is hit.
+    #[inline(always)]
+    fn stored_byte(&mut self) -> Option<u8> {
+        match self.data.get(self.position) {
+            None => self.at_end = true,
+            Some(0xff) => {
+                let mut next = self.position + 1;
+                while self.data.get(next) == Some(&0xff) {
+                    next += 1;
+                }
+                match self.data.get(next) {
+                    None => self.at_end = true,
+                    Some(0) => {
+                        self.position = next + 1;
+                        return Some(0xff);
+                    }
+                    Some(&marker) => {
+                        self.position = next + 1;
+                        self.marker = marker;
+                        self.until = self.position;
+                    }
+                }
+            }
+            Some(&byte) => {
+                self.position += 1;
+                return Some(byte);
+            }
+        }
+        None
+    }
+
+    /// The next byte of arithmetic coding, which needs no bits read ahead: behind the marker zeros belong to the data.
+    #[inline(always)]
+    pub fn byte(&mut self) -> u8 {
+        if self.marker != 0 || self.at_end {
+            return 0;
+        }
+        self.stored_byte().unwrap_or(0)
     }
 
     #[inline(always)]

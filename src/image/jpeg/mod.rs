@@ -5,16 +5,17 @@
 //! integer inverse DCT, "fancy" upsampling, the integer colour conversion, and the way damaged data
 //! is read on.
 //!
-//! Baseline, extended sequential and progressive Huffman coding of 8 bits a sample are read, with
-//! one (grey), three (YCbCr or RGB) or four components (CMYK or YCCK). Arithmetic, lossless and
+//! Baseline, extended sequential and progressive frames of 8 bits a sample are read, Huffman or arithmetic
+//! coded, with one (grey), three (YCbCr or RGB) or four components (CMYK or YCCK). Lossless and
 //! hierarchical coding and 12 bits are errors. The Exif orientation is left to the caller.
 //!
 //! Damage: wrong codes and missing restart markers leave a flawed picture and are no error. A file
-//! that ends early is one if it has several scans; if it has one, the rows that are missing repeat
-//! the last one that is not. Two cases differ from the original: where not even one row of blocks is
+//! that ends early is one if it has several scans or is arithmetic coded; if it has one scan of Huffman codes, the rows
+//! that are missing repeat the last one that is not. Two cases differ from the original: where not even one row of blocks is
 //! there, it returns what happened to be in memory, and this an error; and it cannot smooth a
 //! progressive image of a single row of MCUs whose scans are incomplete, and this can.
 
+mod arithmetic;
 mod colour;
 mod frame;
 mod huffman;
@@ -24,18 +25,28 @@ mod output;
 mod scan;
 mod smoothing;
 
+use super::rows::{Rows, Whole};
 use crate::{Error, Result};
-use frame::{Frame, Headers, Scan};
+use arithmetic::Arithmetic;
+use frame::{Frame, Headers, Scan, ZIGZAG};
 use idct::{Block, Steps};
 use level::{Level, Task};
+pub(super) use output::Colours;
 use output::Output;
 use scan::{AcFirst, AcRefinement, Coding, DcFirst, DcRefinement, Place, Sequential, Sink, Stalled, Walk};
 use smoothing::Progress;
 
-/// How often the blocks of an image may be visited, on average: as often as a block has
-/// coefficients. An encoder's usual progression needs about six visits; without a limit a small
-/// file could ask for work without end.
-const MAX_VISITS: usize = 64;
+/// How often the scans may visit the blocks of an image: this often on average, and as many times more for each byte of
+/// the file. An encoder's usual progression needs about six visits, the longest that optimisers try out need a dozen.
+/// Without a limit a small file could ask for work without end.
+const VISITS: u64 = 24;
+const VISITS_A_BYTE: u64 = 16;
+
+/// How many symbols arithmetic coding may have, for each block and for each byte of the file. A byte may hold thousands
+/// of symbols that are nearly certain, and behind the last byte symbols go on, so the file's length alone limits nothing.
+/// Nearly certain are at most those that say of each coefficient of a block whether it is 0.
+const SYMBOLS: u64 = 96;
+const SYMBOLS_A_BYTE: u64 = 256;
 
 /// What a JPEG file says about itself before its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,35 +92,172 @@ fn no_frame() -> Error {
 /// Memory beyond the input: 3 bytes a pixel for the result, about 50 bytes a component for each
 /// column of pixels, and for files of several scans 2 bytes a sample, the image rounded up to whole
 /// MCUs (at most 32 pixels each way). It is for the caller to refuse too large an image by
-/// [`read_header`]. Time grows with the pixels and the bytes; several scans are read to a total of
-/// 64 visits a block.
+/// [`read_header`]. Time grows with the pixels and the bytes; several scans are read up to 24 visits a block and 16 for
+/// each byte of the file.
 ///
 /// # Errors
 /// [`Error::Image`] where the file is none that this decodes, where its headers or tables are
-/// damaged, where the data ends before the first row of blocks or, in a file of several scans,
-/// before its end marker.
+/// damaged, where the data ends before the first row of blocks or, in a file of several scans or with arithmetic coding,
+/// before its end marker, and where the scans ask for more work than the limit.
 pub fn decode(bytes: &[u8]) -> Result<(u32, u32, Vec<u8>)> {
-    let mut headers = Headers::new(bytes)?;
-    let scan = headers.read(None, false)?;
-    let frame = headers.frame.clone().ok_or_else(no_frame)?;
-    let scan = scan.ok_or_else(|| Error::Image("JPEG: the image ends without a scan".into()))?;
-    if !frame.progressive {
-        headers.add_standard_tables();
-    }
-    let padded = [frame.mcus_wide * frame.max_h, frame.strips * frame.max_v].map(|blocks| 8 * blocks as u64);
-    let bytes = padded[0] * padded[1] * (3 + 2 * frame.components.len() as u64);
+    let picture = Picture::open(bytes)?;
+    let (width, height) = picture.size();
+    let bytes = picture.held() + 3 * u64::from(width) * u64::from(height);
     if isize::try_from(bytes).is_err() {
         return Err(Error::Image(format!(
-            "JPEG: {} x {} pixels, more than this machine can address",
-            frame.width, frame.height
+            "JPEG: {width} x {height} pixels, more than this machine can address"
         )));
     }
-    let pixels = if scan.components.len() == frame.components.len() && !frame.progressive {
-        decode_single::<false>(&headers, &frame, &scan)?
-    } else {
-        decode_several(&mut headers, &frame, scan)?
-    };
-    Ok((frame.width as u32, frame.height as u32, pixels))
+    let pixels = picture.read(|| Whole::new(width, height))?.finish();
+    Ok((width, height, pixels.into_data()))
+}
+
+/// A JPEG file that was read up to the data of its first scan.
+pub(super) struct Picture<'a> {
+    headers: Headers<'a>,
+    frame: Frame,
+    scan: Scan,
+}
+
+impl<'a> Picture<'a> {
+    pub fn open(bytes: &'a [u8]) -> Result<Self> {
+        let mut picture = Self::of(Headers::new(bytes)?)?;
+        if !picture.frame.progressive {
+            picture.headers.add_standard_tables();
+        }
+        Ok(picture)
+    }
+
+    fn of(mut headers: Headers<'a>) -> Result<Self> {
+        let scan = headers.read(None, false)?;
+        let frame = headers.frame.clone().ok_or_else(no_frame)?;
+        let scan = scan.ok_or_else(|| Error::Image("JPEG: the image ends without a scan".into()))?;
+        Ok(Self { headers, frame, scan })
+    }
+
+    /// Pixels across and down.
+    pub fn size(&self) -> (u32, u32) {
+        (self.frame.width as u32, self.frame.height as u32)
+    }
+
+    /// Whether all components come in one scan, so that rows can be made as they are read.
+    fn is_single(&self) -> bool {
+        self.scan.components.len() == self.frame.components.len() && !self.frame.progressive
+    }
+
+    /// Bytes of coefficients that are held until the last scan is read.
+    pub fn held(&self) -> u64 {
+        if self.is_single() {
+            return 0;
+        }
+        blocks(&self.frame) * (size_of::<Block>() + size_of::<u64>()) as u64
+    }
+
+    /// Hands the rows to what `rows` makes. It may be asked for a second one, which gets all rows from the first on.
+    pub fn read<R: Rows>(mut self, rows: impl Fn() -> R) -> Result<R> {
+        let mut first = rows();
+        if self.read_rows(&mut first, false)? {
+            return Ok(first);
+        }
+        drop(first);
+        let mut second = rows();
+        self.read_rows(&mut second, true)?;
+        Ok(second)
+    }
+
+    /// `false`: the data ends early, and only reading it again `tracked`, which is slower, tells what libjpeg would
+    /// have made of the end.
+    fn read_rows(&mut self, rows: &mut dyn Rows, tracked: bool) -> Result<bool> {
+        let Self { headers, frame, scan } = self;
+        if scan.components.len() < frame.components.len() || frame.progressive {
+            decode_several(headers, frame, scan.clone(), rows)?;
+            return Ok(true);
+        }
+        if frame.arithmetic {
+            let coding = Arithmetic::new(headers, scan, false, symbols(headers, frame));
+            return decode_single::<false, _>(headers, frame, scan, coding, rows);
+        }
+        match tracked {
+            false => {
+                let coding = Sequential::<false>::new(headers, scan)?;
+                decode_single::<false, _>(headers, frame, scan, coding, rows)
+            }
+            true => {
+                let coding = Sequential::<true>::new(headers, scan)?;
+                decode_single::<true, _>(headers, frame, scan, coding, rows)
+            }
+        }
+    }
+}
+
+/// Blocks of whole MCUs.
+fn blocks(frame: &Frame) -> u64 {
+    let mcu: usize = frame.components.iter().map(|c| c.h * c.v).sum();
+    frame.mcus_wide as u64 * frame.strips as u64 * mcu as u64
+}
+
+/// How many symbols arithmetic coding may have.
+fn symbols(headers: &Headers, frame: &Frame) -> u64 {
+    SYMBOLS * blocks(frame) + SYMBOLS_A_BYTE * headers.data.len() as u64
+}
+
+/// Data that ends within a scan of which all is needed.
+fn cut_off(headers: &Headers) -> Error {
+    Error::Image(format!(
+        "JPEG: the data ends at byte {} within a scan, expected an end marker",
+        headers.data.len()
+    ))
+}
+
+/// Tables that the streams of a TIFF file share.
+pub(super) struct Tables<'a>(Headers<'a>);
+
+impl<'a> Tables<'a> {
+    /// From a stream that holds nothing else.
+    pub fn new(stream: &'a [u8]) -> Result<Self> {
+        let mut headers = Headers::new(stream)?;
+        headers.read_tables()?;
+        Ok(Self(headers))
+    }
+}
+
+/// A JPEG stream in a TIFF file, which says what the components mean. The stream's own markers do not count.
+pub(super) struct Part<'a>(Picture<'a>);
+
+impl<'a> Part<'a> {
+    /// Reads the headers; there have to be as many components as `meaning` has.
+    pub fn new(stream: &'a [u8], tables: Option<&Tables>, meaning: Colours) -> Result<Self> {
+        let mut headers = Headers::new(stream)?;
+        headers.meaning = Some(meaning);
+        if let Some(Tables(tables)) = tables {
+            headers.steps = tables.steps;
+            headers.dc_tables.clone_from(&tables.dc_tables);
+            headers.ac_tables.clone_from(&tables.ac_tables);
+        }
+        Picture::of(headers).map(Self)
+    }
+
+    pub fn size(&self) -> (usize, usize) {
+        (self.0.frame.width, self.0.frame.height)
+    }
+
+    /// The sampling factors of each component, across and down.
+    pub fn sampling(&self) -> impl Iterator<Item = [u64; 2]> {
+        let components = self.0.frame.components.iter();
+        components.map(|component| [component.h, component.v].map(|factor| factor as u64))
+    }
+
+    /// Bytes of coefficients that are held meanwhile.
+    pub fn held(&self) -> u64 {
+        self.0.held()
+    }
+
+    /// The pixels, as [`decode`] gives them.
+    pub fn decode(self) -> Result<Vec<u8>> {
+        let (width, height) = self.0.size();
+        let pixels = self.0.read(|| Whole::new(width, height))?.finish();
+        Ok(pixels.into_data())
+    }
 }
 
 /// Copies the quantisation tables of a scan's components, where this is their first scan.
@@ -163,15 +311,19 @@ impl<L: Level> Sink for Samples<'_, '_, L> {
     }
 }
 
-/// Decodes a file of one scan strip by strip. If the data ends early, starts again and is `TRACKED`,
-/// which is slower, to know what libjpeg would have made of the end.
-fn decode_single<const TRACKED: bool>(headers: &Headers, frame: &Frame, scan: &Scan) -> Result<Vec<u8>> {
+/// Decodes a file of one scan strip by strip. Returns `false`, unless it is `TRACKED`, if Huffman codes end early.
+fn decode_single<const TRACKED: bool, C: Coding>(
+    headers: &Headers,
+    frame: &Frame,
+    scan: &Scan,
+    mut coding: C,
+    rows: &mut dyn Rows,
+) -> Result<bool> {
     let mut latched = vec![None; frame.components.len()];
     latch_steps(headers, frame, scan, &mut latched)?;
     let steps: Vec<Steps> = latched.into_iter().flatten().map(Steps::new).collect();
-    let mut coding = Sequential::<TRACKED>::new(headers, scan)?;
     let mut walk = Walk::new(headers, TRACKED);
-    let mut output = Output::new(frame, headers.colours(frame))?;
+    let mut output = Output::new(frame, headers.colours(frame), rows)?;
     for strip in 0..frame.strips {
         output.advance();
         let walked = level::run(SingleStrip {
@@ -184,21 +336,24 @@ fn decode_single<const TRACKED: bool>(headers: &Headers, frame: &Frame, scan: &S
             steps: &steps,
         })?;
         if walked.is_err() || !TRACKED && walk.bits.at_end {
+            if frame.arithmetic {
+                return Err(cut_off(headers));
+            }
             break;
         }
-        output.emit(strip);
+        output.emit();
     }
-    if !TRACKED && walk.bits.near_end() {
-        drop(output);
-        return decode_single::<true>(headers, frame, scan);
+    if !TRACKED && !frame.arithmetic && walk.bits.near_end() {
+        return Ok(false);
     }
-    output.finish()
+    output.finish()?;
+    Ok(true)
 }
 
 /// One strip of [`decode_single`].
-struct SingleStrip<'a, 'f, const TRACKED: bool> {
+struct SingleStrip<'a, 'f, C> {
     walk: &'a mut Walk<'f>,
-    coding: &'a mut Sequential<TRACKED>,
+    coding: &'a mut C,
     scan: &'a Scan,
     frame: &'f Frame,
     strip: usize,
@@ -206,7 +361,7 @@ struct SingleStrip<'a, 'f, const TRACKED: bool> {
     steps: &'a [Steps],
 }
 
-impl<const TRACKED: bool> Task for SingleStrip<'_, '_, TRACKED> {
+impl<C: Coding> Task for SingleStrip<'_, '_, C> {
     type Output = Result<Result<(), Stalled>>;
 
     #[inline(always)]
@@ -227,6 +382,9 @@ impl<const TRACKED: bool> Task for SingleStrip<'_, '_, TRACKED> {
 /// The coefficients of a component, in rows of blocks for whole MCUs.
 struct Coefficients {
     blocks: Vec<Block>,
+    /// Of each block a bit for each coefficient that is not 0, by its place, DC aside. A scan may have nothing to tell of
+    /// very many blocks, which then need not be looked at themselves.
+    coded: Vec<u64>,
     /// Blocks in a row.
     stride: usize,
 }
@@ -236,23 +394,48 @@ struct Stored<'a> {
     components: &'a mut [Coefficients],
     frame: &'a Frame,
     strip: usize,
+    /// A bit for each coefficient of the scan, DC aside.
+    band: u64,
+}
+
+impl Stored<'_> {
+    #[inline(always)]
+    fn at(&self, place: Place) -> usize {
+        let row = self.strip * self.frame.components[place.component].v + place.row;
+        row * self.components[place.component].stride + place.column
+    }
 }
 
 impl Sink for Stored<'_> {
     #[inline(always)]
     fn block(&mut self, place: Place) -> &mut Block {
-        let Coefficients { blocks, stride } = &mut self.components[place.component];
-        let row = self.strip * self.frame.components[place.component].v + place.row;
-        &mut blocks[row * *stride + place.column]
+        let at = self.at(place);
+        &mut self.components[place.component].blocks[at]
     }
 
     #[inline(always)]
-    fn done(&mut self, _: Place) {}
+    fn done(&mut self, place: Place) {
+        if self.band != 0 {
+            let at = self.at(place);
+            let Coefficients { blocks, coded, .. } = &mut self.components[place.component];
+            let bits = blocks[at].iter().enumerate();
+            coded[at] = bits.fold(0, |bits, (i, &one)| bits | u64::from(one != 0) << i) & !1;
+        }
+    }
+
+    #[inline(always)]
+    fn zeros(&self, place: Place, most: usize) -> usize {
+        let coded = &self.components[place.component].coded[self.at(place)..][..most];
+        coded
+            .iter()
+            .position(|coded| coded & self.band != 0)
+            .unwrap_or(most)
+    }
 }
 
 /// Decodes a file of several scans: first all coefficients, then the samples.
-fn decode_several(headers: &mut Headers, frame: &Frame, mut scan: Scan) -> Result<Vec<u8>> {
-    let mut output = Output::new(frame, headers.colours(frame))?;
+fn decode_several(headers: &mut Headers, frame: &Frame, mut scan: Scan, rows: &mut dyn Rows) -> Result<()> {
+    let mut output = Output::new(frame, headers.colours(frame), rows)?;
     let mut components: Vec<Coefficients> = frame
         .components
         .iter()
@@ -260,46 +443,59 @@ fn decode_several(headers: &mut Headers, frame: &Frame, mut scan: Scan) -> Resul
             let stride = frame.mcus_wide * component.h;
             Coefficients {
                 blocks: vec![[0; 64]; stride * frame.strips * component.v],
+                coded: vec![0; stride * frame.strips * component.v],
                 stride,
             }
         })
         .collect();
     let mut latched = vec![None; frame.components.len()];
     let mut progress = Progress::new(frame);
-    let mut visits_left = MAX_VISITS * components.iter().map(|c| c.blocks.len()).sum::<usize>();
+    let mut visits_left = VISITS * blocks(frame) + VISITS_A_BYTE * headers.data.len() as u64;
+    let mut symbols_left = symbols(headers, frame);
     loop {
         let visits = scan
             .components
             .iter()
-            .map(|c| components[c.index].blocks.len())
+            .map(|c| components[c.index].blocks.len() as u64)
             .sum();
         visits_left = visits_left.checked_sub(visits).ok_or_else(|| {
             Error::Image(format!(
-                "JPEG: the scans visit each block more than {MAX_VISITS} times on average"
+                "JPEG: the scans visit each block more than {VISITS} times on average, and more than \
+                 {VISITS_A_BYTE} blocks for each byte of the file"
             ))
         })?;
         latch_steps(headers, frame, &scan, &mut latched)?;
         progress.begin(&scan);
         let components = &mut components;
-        let walk = match (frame.progressive, scan.high, scan.first) {
-            (false, ..) => read_scan(
-                headers,
-                frame,
-                &scan,
-                Sequential::<false>::new(headers, &scan)?,
-                components,
-            ),
-            (true, 0, 0) => read_scan(headers, frame, &scan, DcFirst::new(headers, &scan)?, components),
-            (true, _, 0) => read_scan(headers, frame, &scan, DcRefinement { low: scan.low }, components),
-            (true, 0, _) => read_scan(headers, frame, &scan, AcFirst::new(headers, &scan)?, components),
-            (true, ..) => read_scan(
-                headers,
-                frame,
-                &scan,
-                AcRefinement::new(headers, &scan)?,
-                components,
-            ),
-        }?;
+        let walk = if frame.arithmetic {
+            let mut coding = Arithmetic::new(headers, &scan, frame.progressive, symbols_left);
+            let walk = read_scan(headers, frame, &scan, &mut coding, components)?;
+            symbols_left = coding.left();
+            walk
+        } else {
+            match (frame.progressive, scan.high, scan.first) {
+                (false, ..) => {
+                    let mut coding = Sequential::<false>::new(headers, &scan)?;
+                    read_scan(headers, frame, &scan, &mut coding, components)
+                }
+                (true, 0, 0) => {
+                    let mut coding = DcFirst::new(headers, &scan)?;
+                    read_scan(headers, frame, &scan, &mut coding, components)
+                }
+                (true, _, 0) => {
+                    let mut coding = DcRefinement { low: scan.low };
+                    read_scan(headers, frame, &scan, &mut coding, components)
+                }
+                (true, 0, _) => {
+                    let mut coding = AcFirst::new(headers, &scan)?;
+                    read_scan(headers, frame, &scan, &mut coding, components)
+                }
+                (true, ..) => {
+                    let mut coding = AcRefinement::new(headers, &scan)?;
+                    read_scan(headers, frame, &scan, &mut coding, components)
+                }
+            }?
+        };
         progress.last_told = walk.last_told;
         headers.position = walk.bits.position;
         let marker = walk.bits.marker;
@@ -326,7 +522,7 @@ fn decode_several(headers: &mut Headers, frame: &Frame, mut scan: Scan) -> Resul
             steps: &steps,
             smoothing,
         });
-        output.emit(strip);
+        output.emit();
     }
     output.finish()
 }
@@ -355,26 +551,26 @@ fn read_scan<'d>(
     headers: &Headers<'d>,
     frame: &Frame,
     scan: &Scan,
-    mut coding: impl Coding,
+    coding: &mut impl Coding,
     components: &mut [Coefficients],
 ) -> Result<Walk<'d>> {
     let mut walk = Walk::new(headers, false);
+    let band = ZIGZAG.get(scan.first.max(1)..=scan.last).unwrap_or_default();
+    let band = band.iter().fold(0, |bits, &place| bits | 1 << place);
     for strip in 0..frame.strips {
         let walked = level::run(ScanStrip {
             walk: &mut walk,
-            coding: &mut coding,
+            coding: &mut *coding,
             scan,
             sink: Stored {
                 components,
                 frame,
                 strip,
+                band,
             },
         })?;
         if walked.is_err() || walk.bits.at_end {
-            return Err(Error::Image(format!(
-                "JPEG: the data ends at byte {} within a scan, expected an end marker",
-                headers.data.len()
-            )));
+            return Err(cut_off(headers));
         }
         if walk.is_over() {
             break;

@@ -5,16 +5,37 @@ use super::colour;
 use super::frame::{Component, Frame};
 use super::level::{self, Level, Task};
 use super::scan::Place;
+use crate::image::rows::Rows;
+use crate::image::tiff;
 use crate::{Error, Result};
 
 /// What the components mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Colours {
+pub(in crate::image) enum Colours {
     Grey,
     Rgb,
     YCbCr,
     Cmyk,
     Ycck,
+    /// Grey and something that does not count.
+    GreyOfTwo,
+    /// CMYK as TIFF has it.
+    Inks,
+    /// RGB and something that does not count.
+    RgbOfFour,
+    /// RGB and an alpha that the colours are multiplied with.
+    RgbTimesAlpha,
+}
+
+impl Colours {
+    pub fn components(self) -> usize {
+        match self {
+            Colours::Grey => 1,
+            Colours::GreyOfTwo => 2,
+            Colours::Rgb | Colours::YCbCr => 3,
+            Colours::Cmyk | Colours::Ycck | Colours::Inks | Colours::RgbOfFour | Colours::RgbTimesAlpha => 4,
+        }
+    }
 }
 
 /// How a component's samples become the image's rows.
@@ -175,20 +196,22 @@ fn widen<T: Copy + Into<u16>>(
     out[length - 1] = right(last.into(), last.into());
 }
 
-/// The samples of the current strip and the picture made of them so far.
+/// The samples of the current strip, and which rows of the picture were made of them and of those before.
 pub(super) struct Output<'a> {
     frame: &'a Frame,
     colours: Colours,
     planes: Vec<Plane>,
     /// Whether the last rows of a strip wait for the next strip.
     has_context: bool,
-    pixels: Vec<u8>,
+    rows: &'a mut dyn Rows,
+    /// Strips begun.
+    strips: usize,
     /// Rows done.
     done: usize,
 }
 
 impl<'a> Output<'a> {
-    pub fn new(frame: &'a Frame, colours: Colours) -> Result<Self> {
+    pub fn new(frame: &'a Frame, colours: Colours, rows: &'a mut dyn Rows) -> Result<Self> {
         let planes = frame
             .components
             .iter()
@@ -199,13 +222,15 @@ impl<'a> Output<'a> {
             colours,
             has_context: planes.iter().any(|plane| plane.upsampling.has_context()),
             planes,
-            pixels: vec![0; frame.width * frame.height * 3],
+            rows,
+            strips: 0,
             done: 0,
         })
     }
 
     /// Prepares for the next strip: the last rows of this one move before the first.
     pub fn advance(&mut self) {
+        self.strips += 1;
         for plane in &mut self.planes {
             plane.samples.copy_within(plane.rows * plane.stride.., 0);
         }
@@ -220,78 +245,111 @@ impl<'a> Output<'a> {
     }
 
     /// Makes pixels of all rows for which the samples are there now that a strip is complete.
-    pub fn emit(&mut self, strip: usize) {
-        level::run(Emission { output: self, strip });
+    pub fn emit(&mut self) {
+        let until = if self.strips == self.frame.strips {
+            self.frame.height
+        } else {
+            self.strips * 8 * self.frame.max_v - if self.has_context { self.frame.max_v } else { 0 }
+        };
+        for y in self.done..until {
+            if let Some(row) = self.rows.slot(y) {
+                level::run(Emission {
+                    frame: self.frame,
+                    colours: self.colours,
+                    planes: &mut self.planes,
+                    strip: self.strips - 1,
+                    y,
+                    row,
+                });
+                self.rows.done(y);
+            }
+        }
+        self.done = until;
     }
 
-    /// The picture. Rows that are missing because the data ended repeat the last one that is not.
-    pub fn finish(mut self) -> Result<Vec<u8>> {
-        let row = self.frame.width * 3;
+    /// Ends the picture. Rows that are missing because the data ended repeat the last one that is not.
+    pub fn finish(mut self) -> Result<()> {
         if self.done == 0 {
             return Err(Error::Image(
                 "JPEG: the data ends before the first row of blocks".into(),
             ));
         }
-        for y in self.done..self.frame.height {
-            self.pixels
-                .copy_within((self.done - 1) * row..self.done * row, y * row);
+        if self.done == self.frame.height {
+            return Ok(());
         }
-        Ok(self.pixels)
+        // Its samples are still there: those that a strip needs of the one before.
+        let mut last = vec![0; 3 * self.frame.width];
+        level::run(Emission {
+            frame: self.frame,
+            colours: self.colours,
+            planes: &mut self.planes,
+            strip: self.strips - 1,
+            y: self.done - 1,
+            row: &mut last,
+        });
+        for y in self.done..self.frame.height {
+            if let Some(row) = self.rows.slot(y) {
+                row.copy_from_slice(&last);
+                self.rows.done(y);
+            }
+        }
+        Ok(())
     }
 }
 
-/// [`Output::emit`].
-struct Emission<'o, 'f> {
-    output: &'o mut Output<'f>,
+/// The pixels of one row.
+struct Emission<'a> {
+    frame: &'a Frame,
+    colours: Colours,
+    planes: &'a mut [Plane],
     strip: usize,
+    y: usize,
+    row: &'a mut [u8],
 }
 
-impl Task for Emission<'_, '_> {
+impl Task for Emission<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self, level: impl Level) {
-        let Emission { output, strip } = self;
-        let frame = output.frame;
-        let until = if strip + 1 == frame.strips {
-            frame.height
-        } else {
-            (strip + 1) * 8 * frame.max_v - if output.has_context { frame.max_v } else { 0 }
-        };
-        let size = frame.width * 3;
-        let pixels = output.pixels[output.done * size..].chunks_exact_mut(size);
-        for (y, out) in (output.done..until).zip(pixels) {
-            let mut rows: [&[u8]; 4] = [&[]; 4];
-            for ((row, plane), component) in rows.iter_mut().zip(&mut output.planes).zip(&frame.components) {
-                *row = plane.row(y, strip * component.v * 8, component, frame);
+        let mut rows: [&[u8]; 4] = [&[]; 4];
+        for ((row, plane), component) in rows.iter_mut().zip(self.planes).zip(&self.frame.components) {
+            *row = plane.row(self.y, self.strip * component.v * 8, component, self.frame);
+        }
+        let out = self.row.as_chunks_mut().0;
+        let [a, b, c, d] = rows;
+        match self.colours {
+            Colours::Grey | Colours::GreyOfTwo => {
+                for (pixel, &grey) in out.iter_mut().zip(a) {
+                    *pixel = [grey; 3];
+                }
             }
-            let out = out.as_chunks_mut().0;
-            let [a, b, c, d] = rows;
-            match output.colours {
-                Colours::Grey => {
-                    for (pixel, &grey) in out.iter_mut().zip(a) {
-                        *pixel = [grey; 3];
-                    }
+            Colours::Rgb | Colours::RgbOfFour => {
+                for (i, pixel) in out.iter_mut().enumerate() {
+                    *pixel = [a[i], b[i], c[i]];
                 }
-                Colours::Rgb => {
-                    for (i, pixel) in out.iter_mut().enumerate() {
-                        *pixel = [a[i], b[i], c[i]];
-                    }
+            }
+            Colours::YCbCr => level.rgb_row([a, b, c], out),
+            Colours::Cmyk => {
+                for (i, pixel) in out.iter_mut().enumerate() {
+                    *pixel = [a[i], b[i], c[i]].map(|ink| colour::printed(ink, d[i]));
                 }
-                Colours::YCbCr => level.rgb_row([a, b, c], out),
-                Colours::Cmyk => {
-                    for (i, pixel) in out.iter_mut().enumerate() {
-                        *pixel = [a[i], b[i], c[i]].map(|ink| colour::printed(ink, d[i]));
-                    }
+            }
+            Colours::Ycck => {
+                for (i, pixel) in out.iter_mut().enumerate() {
+                    *pixel = colour::rgb(a[i], b[i], c[i]).map(|light| colour::printed(255 - light, d[i]));
                 }
-                Colours::Ycck => {
-                    for (i, pixel) in out.iter_mut().enumerate() {
-                        *pixel =
-                            colour::rgb(a[i], b[i], c[i]).map(|light| colour::printed(255 - light, d[i]));
-                    }
+            }
+            Colours::Inks => {
+                for (i, pixel) in out.iter_mut().enumerate() {
+                    *pixel = [a[i], b[i], c[i]].map(|ink| tiff::printed(ink, d[i]));
+                }
+            }
+            Colours::RgbTimesAlpha => {
+                for (i, pixel) in out.iter_mut().enumerate() {
+                    *pixel = [a[i], b[i], c[i]].map(|colour| tiff::multiplied(colour, d[i]));
                 }
             }
         }
-        output.done = until;
     }
 }

@@ -14,6 +14,12 @@ pub(super) trait Coding {
     fn block(&mut self, bits: &mut BitReader, place: usize, block: &mut Block) -> Result<()>;
     /// A restart marker was passed.
     fn restart(&mut self);
+    /// Passes over the next blocks of which nothing is coded, at most `most`; returns how many those are. `zeros` tells
+    /// how many of the next blocks, at most as many as it is asked for, have no coefficient of the scan yet.
+    #[inline(always)]
+    fn skip(&mut self, _most: usize, _zeros: impl FnOnce(usize) -> usize) -> usize {
+        0
+    }
 }
 
 /// Sequential coding: whole blocks. `TRACKED` goes with a tracked [`BitReader`].
@@ -191,6 +197,13 @@ impl Coding for AcFirst {
     fn restart(&mut self) {
         self.zero_blocks = 0;
     }
+
+    #[inline(always)]
+    fn skip(&mut self, most: usize, _: impl FnOnce(usize) -> usize) -> usize {
+        let count = most.min(self.zero_blocks as usize);
+        self.zero_blocks -= count as u32;
+        count
+    }
 }
 
 /// A further bit of a band of AC coefficients.
@@ -248,10 +261,7 @@ impl Coding for AcRefinement {
                 k += 1;
             }
         }
-        // Most blocks in a run have nothing to refine, which is quickly seen.
-        if *zero_blocks > 0 && block[1..].iter().fold(0, |all, &c| all | c) == 0 {
-            *zero_blocks -= 1;
-        } else if *zero_blocks > 0 {
+        if *zero_blocks > 0 {
             for &position in ZIGZAG.get(k..=last).unwrap_or_default() {
                 let coefficient = &mut block[usize::from(position) & 63];
                 if *coefficient != 0 {
@@ -266,6 +276,17 @@ impl Coding for AcRefinement {
 
     fn restart(&mut self) {
         self.0.zero_blocks = 0;
+    }
+
+    #[inline(always)]
+    fn skip(&mut self, most: usize, zeros: impl FnOnce(usize) -> usize) -> usize {
+        let most = most.min(self.0.zero_blocks as usize);
+        if most == 0 {
+            return 0;
+        }
+        let count = zeros(most);
+        self.0.zero_blocks -= count as u32;
+        count
     }
 }
 
@@ -301,6 +322,11 @@ pub(super) trait Sink {
     fn block(&mut self, place: Place) -> &mut Block;
     /// Takes the block back.
     fn done(&mut self, place: Place);
+    /// How many blocks of the row from `place` on, at most `most`, have no coefficient of the scan yet.
+    #[inline(always)]
+    fn zeros(&self, _place: Place, _most: usize) -> usize {
+        0
+    }
 }
 
 impl<'a> Walk<'a> {
@@ -400,7 +426,8 @@ impl<'a> Walk<'a> {
         let parts = &parts[..scan.components.len()];
         let blocks = parts.iter().map(|(_, h, v)| h * v).sum();
         for row in 0..rows {
-            for column in 0..mcus {
+            let mut column = 0;
+            while column < mcus {
                 if !self.starved {
                     self.last_told = strip;
                 }
@@ -433,6 +460,24 @@ impl<'a> Walk<'a> {
                 self.starved |= self.bits.starved();
                 if self.bits.stalled() {
                     return Ok(Err(Stalled));
+                }
+                column += 1;
+                // Most blocks of a progression's later scans, so a file of few bytes may have very many.
+                if alone && !self.starved {
+                    let most = match self.restart_interval {
+                        0 => mcus - column,
+                        _ => self.to_restart.min(mcus - column),
+                    };
+                    let next = Place {
+                        component: parts[0].0,
+                        row,
+                        column,
+                    };
+                    let skipped = coding.skip(most, |most| sink.zeros(next, most));
+                    column += skipped;
+                    if self.restart_interval > 0 {
+                        self.to_restart -= skipped;
+                    }
                 }
             }
         }

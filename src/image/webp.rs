@@ -1,0 +1,150 @@
+//! WebP as OpenCV reads it, which is by libwebp.
+//!
+//! The `image-webp` crate sees a file of nothing but the frame and its alpha. Its own look through the file (0.2.4)
+//! refuses an extended header that promises metadata which is absent, and does not compare the sizes of header and frame
+//! before it reserves memory.
+
+use std::fmt::Display;
+
+use image::ImageDecoder;
+use image::codecs::webp::WebPDecoder;
+
+use super::Pixels;
+use super::chain::Chain;
+use super::decode::{Format, Limits, rgb_of_rgba};
+use crate::{Error, Result};
+
+/// Bits of the extended header.
+const ANIMATION: u8 = 0x02;
+const ALPHA: u8 = 0x10;
+
+fn damaged(message: impl Display) -> Error {
+    Error::Image(format!("{}: {message}", Format::WebP))
+}
+
+/// What makes the image.
+struct Frame<'a> {
+    lossless: bool,
+    body: &'a [u8],
+    alpha: Option<&'a [u8]>,
+    width: u32,
+    height: u32,
+}
+
+pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
+    let frame = Frame::find(bytes)?;
+    let (width, height) = (frame.width, frame.height);
+    limits.check(Format::WebP, width, height)?;
+    // Luma, two planes of half the width and height, a byte of alpha with its scratch, and the result of 4 bytes. Of a
+    // lossless image the pixels and what its transforms add.
+    let pixels = u64::from(width) * u64::from(height);
+    limits.check_memory(Format::WebP, width, height, 8 * pixels)?;
+
+    let size = |length: usize| (length as u32).to_le_bytes();
+    let minus_one = |side: u32| (side - 1).to_le_bytes();
+    let name = if frame.lossless { b"VP8L" } else { b"VP8 " };
+    let (pad, even) = (&[0][..], &[][..]);
+    let padding = |length: usize| if length % 2 == 1 { pad } else { even };
+    let mut head = b"RIFF\0\0\0\0WEBP".to_vec();
+    if let Some(alpha) = frame.alpha {
+        head.extend([b"VP8X", &size(10)[..], &[ALPHA, 0, 0, 0]].concat());
+        head.extend([width, height].map(minus_one).iter().flat_map(|side| &side[..3]));
+        head.extend([b"ALPH", &size(alpha.len())[..]].concat());
+    }
+    let alpha = frame.alpha.unwrap_or_default();
+    let middle = [padding(alpha.len()), name, &size(frame.body.len())].concat();
+    let length = head.len() + alpha.len() + middle.len() + frame.body.len() + frame.body.len() % 2;
+    head[4..8].copy_from_slice(&size(length - 8));
+    let chain = Chain::new([&head, alpha, &middle, frame.body, padding(frame.body.len())]);
+
+    let decoder = WebPDecoder::new(chain).map_err(damaged)?;
+    if decoder.dimensions() != (width, height) {
+        return Err(damaged("two sizes of one frame"));
+    }
+    let channels = if decoder.color_type().has_alpha() { 4 } else { 3 };
+    let mut data = vec![0; width as usize * height as usize * channels];
+    decoder.read_image(&mut data).map_err(damaged)?;
+    Pixels::new(
+        width,
+        height,
+        if channels == 4 { rgb_of_rgba(data) } else { data },
+    )
+}
+
+impl<'a> Frame<'a> {
+    /// Finds the frame by libwebp's rules. Of metadata not even its presence counts.
+    fn find(bytes: &'a [u8]) -> Result<Self> {
+        let cut = || damaged(format_args!("{} bytes, the image is cut off", bytes.len()));
+        let length = |field: &[u8; 4]| u32::from_le_bytes(*field) as usize;
+        let end = bytes
+            .get(4..)
+            .and_then(|rest| length(rest.first_chunk()?).checked_add(8));
+        let mut chunks = end.and_then(|end| bytes.get(12..end)).ok_or_else(cut)?;
+        let (mut canvas, mut alpha) = (None::<(u32, u32)>, None);
+        loop {
+            let (name, rest) = chunks.split_first_chunk::<4>().ok_or_else(cut)?;
+            let (field, rest) = rest.split_first_chunk().ok_or_else(cut)?;
+            let length = length(field);
+            let body = rest.get(..length).ok_or_else(cut)?;
+            match (name, canvas) {
+                (b"VP8 " | b"VP8L", _) => {
+                    let lossless = name == b"VP8L";
+                    let (width, height) = size_of(body, lossless).ok_or_else(cut)?;
+                    let (across, down) = canvas.unwrap_or((width, height));
+                    if (width, height) != (across, down) {
+                        return Err(damaged(format_args!(
+                            "a frame of {width} x {height} pixels, expected {across} x {down}"
+                        )));
+                    }
+                    return Ok(Self {
+                        lossless,
+                        body,
+                        // A lossless frame has an alpha of its own.
+                        alpha: alpha.filter(|_| !lossless),
+                        width,
+                        height,
+                    });
+                }
+                (b"VP8X", None) => {
+                    let &[flags, _, _, _, a, b, c, d, e, f] = body else {
+                        return Err(damaged(format_args!(
+                            "an extended header of {length} bytes, expected 10"
+                        )));
+                    };
+                    if flags & ANIMATION != 0 {
+                        return Err(damaged("an animation, expected one image"));
+                    }
+                    let side = |bytes: [u8; 3]| {
+                        let [a, b, c] = bytes;
+                        u32::from_le_bytes([a, b, c, 0]) + 1
+                    };
+                    canvas = Some((side([a, b, c]), side([d, e, f])));
+                }
+                (b"ALPH", Some(_)) => alpha = Some(body),
+                (_, Some(_)) => {}
+                (_, None) => {
+                    return Err(damaged(format_args!(
+                        "the chunk {:?} first, expected \"VP8 \", \"VP8L\" or \"VP8X\"",
+                        name.escape_ascii().to_string()
+                    )));
+                }
+            }
+            // Chunks start at even places.
+            chunks = rest.get(length + length % 2..).unwrap_or_default();
+        }
+    }
+}
+
+/// Width and height by a frame's own header.
+fn size_of(frame: &[u8], lossless: bool) -> Option<(u32, u32)> {
+    let at = if lossless { 1 } else { 6 };
+    let &[a, b, c, d] = frame.get(at..at + 4)? else {
+        return None;
+    };
+    let fields = u32::from_le_bytes([a, b, c, d]);
+    Some(if lossless {
+        ((fields & 0x3FFF) + 1, (fields >> 14 & 0x3FFF) + 1)
+    } else {
+        (fields & 0x3FFF, fields >> 16 & 0x3FFF)
+    })
+}
