@@ -34,10 +34,15 @@ impl AtomicFile {
     pub fn resume(target: &Path) -> Result<Self> {
         let target = follow(target)?;
         if let Some(folder) = target.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+            create_folders(folder)?;
         }
         let part = beside(&target, ".part");
-        let file = open_locked(&part)?;
+        // A link would be renamed in the place of what it leads to.
+        if fs::symlink_metadata(&part).is_ok_and(|metadata| metadata.is_symlink()) {
+            bail!("{} is a link, expected a file or nothing", part.display());
+        }
+        let file = open_locked(&part)?
+            .with_context(|| format!("{} is being written by another process", part.display()))?;
         Ok(Self {
             file,
             part,
@@ -66,32 +71,49 @@ impl AtomicFile {
         Ok(())
     }
 
+    /// Makes the unfinished file `length` bytes long, all of which the disk has room for then: writing over them
+    /// does not fail for want of it.
+    pub fn allocate(&self, length: u64) -> Result<()> {
+        let before = self.len()?;
+        if length <= before {
+            return Ok(());
+        }
+        allocate(&self.file, before, length - before).with_context(|| {
+            // What there was room for is given back, so that it fails as a whole.
+            let _ = self.file.set_len(before);
+            format!("making room for {length} bytes in {}", self.part.display())
+        })
+    }
+
+    /// Whether the unfinished file still has its name.
+    pub fn is_in_place(&self) -> bool {
+        is_at(&self.file, &self.part).unwrap_or(false)
+    }
+
     /// Brings the contents to the disk and gives the file its name, replacing what had it.
-    pub fn commit(mut self) -> Result<()> {
+    pub fn commit(self) -> Result<()> {
+        let target = self.target.clone();
+        self.rename()?;
+        sync_folder_of(&target)
+    }
+
+    /// As [`commit`](Self::commit), but the name is not on the disk before [`sync_folder_of`] has brought it there.
+    /// Returns the file, which stays locked as long as it is open.
+    pub fn rename(mut self) -> Result<File> {
+        let renaming = || format!("renaming {} to {}", self.part.display(), self.target.display());
         self.file
             .sync_all()
             .with_context(|| format!("writing {} to the disk", self.part.display()))?;
-        fs::rename(&self.part, &self.target)
-            .with_context(|| format!("renaming {} to {}", self.part.display(), self.target.display()))?;
+        let file = self.file.try_clone().with_context(renaming)?;
+        fs::rename(&self.part, &self.target).with_context(renaming)?;
         self.keep = true;
-        // The name is on the disk when the folder is. Only Unix lets a folder be opened for that,
-        // and not on every file system; the file itself is safe either way.
-        #[cfg(unix)]
-        if let Some(folder) = self.target.parent() {
-            let folder = if folder.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                folder
-            };
-            let _ = File::open(folder).and_then(|folder| folder.sync_all());
-        }
-        Ok(())
+        Ok(file)
     }
 }
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if !self.keep {
+        if !self.keep && self.is_in_place() {
             // Nobody is left to be told; what stays is overwritten by the next run.
             let _ = fs::remove_file(&self.part);
         }
@@ -120,8 +142,8 @@ impl Seek for AtomicFile {
     }
 }
 
-/// Makes a folder that appears under its name only when `fill` has completed it, in the place of what had the
-/// name. Where `fill` fails nothing is left of it, and what had the name stays.
+/// Makes a folder that appears under its name only when `fill` has completed it and all of it is on the disk, in the
+/// place of what had the name. Where `fill` fails nothing is left of it, and what had the name stays.
 pub fn write_folder<T>(target: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let (part, old) = (beside(target, ".part"), beside(target, OLD));
     let remove = |folder: &Path| match folder.exists() {
@@ -133,11 +155,13 @@ pub fn write_folder<T>(target: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> 
     };
     restore_folder(target)?;
     remove(&part)?;
-    fs::create_dir_all(&part).with_context(|| format!("creating {}", part.display()))?;
-    let filled = fill(&part).inspect_err(|_| {
-        // What is half written is of no use to anybody.
-        let _ = fs::remove_dir_all(&part);
-    })?;
+    create_folders(&part)?;
+    let filled = fill(&part)
+        .and_then(|filled| sync_all_in(&part).map(|()| filled))
+        .inspect_err(|_| {
+            // What is half written is of no use to anybody.
+            let _ = fs::remove_dir_all(&part);
+        })?;
     // A folder cannot be renamed over another one. Between the two renames only the old one is there, beside its
     // name, where `restore_folder` finds it.
     remove(&old)?;
@@ -145,6 +169,8 @@ pub fn write_folder<T>(target: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> 
         rename(target, &old)?;
     }
     rename(&part, target)?;
+    // The old one goes when the disk has the new one's name.
+    sync_folder_of(target)?;
     remove(&old)?;
     Ok(filled)
 }
@@ -155,8 +181,69 @@ pub fn restore_folder(target: &Path) -> Result<()> {
     let old = beside(target, OLD);
     if !target.exists() && old.exists() {
         fs::rename(&old, target).with_context(|| format!("renaming {}", old.display()))?;
+        sync_folder_of(target)?;
     }
     Ok(())
+}
+
+/// Creates a folder, with those that it lies in, and brings their names to the disk.
+pub fn create_folders(folder: &Path) -> Result<()> {
+    let is_new = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let new: Vec<&Path> = folder.ancestors().take_while(is_new).collect();
+    // Also where it is there: what is no folder is refused.
+    if !folder.as_os_str().is_empty() {
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    }
+    for folder in new {
+        sync_folder_of(folder)?;
+    }
+    Ok(())
+}
+
+/// Brings the names of the folder that a file or folder lies in to the disk: a file that was created, renamed or
+/// removed is so for good only then.
+pub fn sync_folder_of(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => sync_folder(Path::new(".")),
+        Some(folder) => sync_folder(folder),
+        None => Ok(()),
+    }
+}
+
+/// Brings the names in a folder to the disk. Only Unix has that, and there not every file system.
+fn sync_folder(folder: &Path) -> Result<()> {
+    if cfg!(not(unix)) {
+        return Ok(());
+    }
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // EINVAL, ENOTSUP and ENOSYS: the file system has no such operation.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+            ) =>
+        {
+            Ok(())
+        }
+        synced => synced.with_context(|| format!("writing the names in {} to the disk", folder.display())),
+    }
+}
+
+/// Brings a folder with all that is in it to the disk.
+fn sync_all_in(folder: &Path) -> Result<()> {
+    let in_folder = || folder.display().to_string();
+    for entry in fs::read_dir(folder).with_context(in_folder)? {
+        let entry = entry.with_context(in_folder)?;
+        let (path, kind) = (entry.path(), entry.file_type().with_context(in_folder)?);
+        if kind.is_dir() {
+            sync_all_in(&path)?;
+        } else if kind.is_file() && cfg!(unix) {
+            // Elsewhere a file has to be open for writing; those who write large ones synchronise them themselves.
+            let synced = File::open(&path).and_then(|file| file.sync_all());
+            synced.with_context(|| format!("writing {} to the disk", path.display()))?;
+        }
+    }
+    sync_folder(folder)
 }
 
 /// The path with `suffix` behind its file name.
@@ -179,8 +266,8 @@ fn follow(target: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Opens or creates a file and locks it for this process.
-fn open_locked(path: &Path) -> Result<File> {
+/// Opens or creates a file and locks it for this process; none where another one has locked it.
+pub fn open_locked(path: &Path) -> Result<Option<File>> {
     loop {
         let file = OpenOptions::new()
             .read(true)
@@ -189,34 +276,64 @@ fn open_locked(path: &Path) -> Result<File> {
             .truncate(false)
             .open(path)
             .with_context(|| format!("opening {}", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!("{} is being written by another process", path.display()),
-            // Some network file systems have no locks; there it goes on without.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("locking {}", path.display()));
-            }
+        if !lock(&file).with_context(|| format!("locking {}", path.display()))? {
+            return Ok(None);
         }
-        if still_there(&file, path)? {
-            return Ok(file);
+        // Another process may have renamed or removed it between the opening and the lock.
+        if is_at(&file, path)? {
+            return Ok(Some(file));
         }
     }
 }
 
-/// Whether the path still names this file: another process may have renamed or removed it between
-/// the opening and the lock.
+/// Locks a file for this process; false where another one has locked it.
+pub fn lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        // Some network file systems have no locks; there it goes on without.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Whether the path leads to this file, and not to another one or to nothing.
 #[cfg(unix)]
-fn still_there(file: &File, path: &Path) -> Result<bool> {
+pub fn is_at(file: &File, path: &Path) -> Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let here = identity(file.metadata().with_context(|| path.display().to_string())?);
-    Ok(fs::symlink_metadata(path).is_ok_and(|there| identity(there) == here))
+    match fs::metadata(path) {
+        Ok(there) => Ok(identity(there) == here),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
 }
 
+/// Elsewhere a file that is open keeps its name.
 #[cfg(not(unix))]
-fn still_there(_: &File, _: &Path) -> Result<bool> {
+pub fn is_at(_: &File, _: &Path) -> Result<bool> {
     Ok(true)
+}
+
+/// Makes a file longer by `length` bytes from byte `from` on, where it ends, that the disk has room for.
+fn allocate(file: &File, from: u64, length: u64) -> io::Result<()> {
+    #[cfg(all(feature = "serve", any(target_os = "linux", target_os = "freebsd")))]
+    {
+        use std::os::fd::AsRawFd;
+        let (from, length) = (from as libc::off_t, length as libc::off_t);
+        // SAFETY: the descriptor is open as long as `file` is, and nothing else is handed over.
+        match unsafe { libc::posix_fallocate(file.as_raw_fd(), from, length) } {
+            0 => return Ok(()),
+            // Not on this file system.
+            libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+    let mut file = file;
+    file.seek(SeekFrom::Start(from))?;
+    io::copy(&mut io::repeat(0).take(length), &mut file)?;
+    Ok(())
 }
 
 #[cfg(test)]

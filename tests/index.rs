@@ -235,8 +235,13 @@ fn changed_anywhere(file: &[u8], vectors: usize) {
         message(EmbeddingIndex::load(&file[..length]));
     }
     assert!(message(EmbeddingIndex::load(&[file, b" "].concat())).contains("end at"));
+    damaged_anywhere(file, vectors + "[\"a\",\"狗\\\"\\n\",\"\"]".len());
+}
+
+/// `data` bytes of the file are behind the header.
+fn damaged_anywhere(file: &[u8], data: usize) {
     let text = String::from_utf8_lossy(file).into_owned();
-    let data = file.len() - vectors - "[\"a\",\"狗\\\"\\n\",\"\"]".len();
+    let data = file.len() - data;
     for at in 0..file.len() {
         for flipped in [1, 0x20, 0x80] {
             let mut changed = file.to_vec();
@@ -672,32 +677,217 @@ fn a_log_cut_anywhere_is_what_was_done_until_then() {
 }
 
 #[test]
-fn a_damaged_record_and_what_follows_it_is_not_applied() {
+fn a_damaged_record_is_told_from_an_end_that_was_torn_off() {
     for dtype in TYPES {
         let (log, states) = logged(dtype);
         let records = records(&log);
+        let empty = || EmbeddingIndex::with_dtype(2, "model", dtype);
         for at in 0..log.len() {
             let record = records.iter().rposition(|&(start, _)| start <= at).unwrap();
+            let start = records[record].0;
+            let end = records.get(record + 1).map_or(log.len(), |record| record.0);
+            let behind = records.len() - 1 - record;
             for bit in 0..8 {
                 let mut changed = log.clone();
                 changed[at] ^= 1 << bit;
-                match replayed(&changed, dtype) {
-                    Ok((read, index)) => {
-                        assert!(record > 0);
-                        assert_eq!(read, records[record].0);
-                        assert_eq!(saved(&index), states[record - 1]);
-                    }
-                    // It could be any file then, which nobody should cut off.
-                    Err(error) => assert!(record == 0 && error.to_string().contains("no sound record")),
-                }
+                // Also one that was not torn off: no byte of it is missing.
+                let mut index = empty();
+                let refused = message(in_proportion(&changed, || index.replay(&changed)));
+                let place = format!("log, byte {start}: damage of {} bytes, ", end - start);
+                assert!(refused.contains(&place), "{refused}");
+                let follows = match behind {
+                    0 => "in a record that was written whole".to_owned(),
+                    1 => format!("with 1 sound record behind it, at byte {end}"),
+                    _ => format!("with {behind} sound records behind it, from byte {end} on"),
+                };
+                assert!(refused.ends_with(&follows), "{refused}");
+                assert_eq!(saved(&index), states[record.saturating_sub(1)]);
+
+                // All others are there where that is asked for.
+                let mut index = empty();
+                let salvaged = in_proportion(&changed, || index.salvage(&changed)).unwrap();
+                assert_eq!(salvaged.sound, start);
+                let [damage] = &salvaged.damage[..] else {
+                    panic!("{salvaged:?}");
+                };
+                assert_eq!((&damage.bytes, damage.records), (&(start..end), behind));
+                let header = if record == 0 { &log[..end] } else { &[] };
+                let without = [header, &log[..start], &log[end..]].concat();
+                let mut expected = empty();
+                assert_eq!(expected.replay(&without).unwrap(), without.len());
+                assert_eq!(saved(&index), saved(&expected));
             }
         }
+        // Two damaged records, and a torn end.
+        let mut changed = log[..log.len() - 1].to_vec();
+        changed[records[2].0 + 3] ^= 1;
+        changed[records[4].0 + 20] ^= 1;
+        let mut index = empty();
+        assert!(message(index.replay(&changed)).contains(&format!("byte {}: ", records[2].0)));
+        let salvaged = index.salvage(&changed).unwrap();
+        let counts: Vec<usize> = salvaged.damage.iter().map(|damage| damage.records).collect();
+        assert_eq!((counts, salvaged.changes), (vec![1, 1], 3));
+
         // The room that a file system made before it broke down.
         let mut changed = log.clone();
         changed.extend([0; 100]);
         assert_eq!(replayed(&changed, dtype).unwrap().0, log.len());
+        let last = records[records.len() - 1].0;
+        changed[last + 20..].fill(0);
+        changed.extend([0; 512]);
+        assert_eq!(replayed(&changed, dtype).unwrap().0, last);
         changed.fill(0);
         assert_eq!(replayed(&changed, dtype).unwrap().0, 0);
+    }
+}
+
+#[test]
+fn looking_for_records_behind_damage_takes_time_in_proportion() {
+    // At every eighth byte begins what could be a removal of 60 KB.
+    let (mut log, _) = logged(VectorType::F32);
+    let like = 0xEA2D_u64.to_le_bytes();
+    log.extend(like.repeat(1 << 19));
+    let start = std::time::Instant::now();
+    let mut index = EmbeddingIndex::new(2, "model");
+    let refused = message(index.replay(&log));
+    assert!(
+        refused.ends_with("behind which sound records may follow"),
+        "{refused}"
+    );
+    let kind = EmbeddingIndex::of_log(&log[10..]).unwrap();
+    // It had another header in it that was sound.
+    assert_eq!(kind.unwrap().fingerprint(), "model");
+    assert!(EmbeddingIndex::of_log(&like.repeat(1 << 19)).unwrap().is_none());
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_log_says_what_index_it_is_of() {
+    for dtype in TYPES {
+        let (log, _) = logged(dtype);
+        let records = records(&log);
+        let kind = EmbeddingIndex::of_log(&log).unwrap().unwrap();
+        assert_eq!(
+            (kind.dtype(), kind.dimensions(), kind.fingerprint(), kind.len()),
+            (dtype, 2, "model", 0)
+        );
+        // Where the first header is damaged the next one says it, and where none is whole nothing does.
+        let mut changed = log.clone();
+        changed[20] ^= 1;
+        assert_eq!(EmbeddingIndex::of_log(&changed).unwrap().unwrap().dtype(), dtype);
+        assert!(
+            EmbeddingIndex::of_log(&log[..records[1].0 - 1])
+                .unwrap()
+                .is_none()
+        );
+    }
+    assert!(EmbeddingIndex::of_log(b"").unwrap().is_none());
+    for wrong in [
+        "Hernie-vil log 2\nf32\n2\nm",
+        "Hernie-vil log 1\nf16\n2\nm",
+        "Hernie-vil log 1\nf32\nx\nm",
+        "H",
+    ] {
+        assert!(message(EmbeddingIndex::of_log(&record(wrong.as_bytes()))).contains("log, byte 0: "));
+    }
+}
+
+/// Embeddings with a source, without one, and with another one; and the log of all that.
+fn sourced(dtype: VectorType) -> (EmbeddingIndex, Vec<u8>) {
+    let mut index = EmbeddingIndex::with_dtype(2, "model", dtype);
+    index.keep_log(true);
+    let mut log = Vec::new();
+    for (source, ids) in [
+        (None, "a b"),
+        (Some("x"), "c d"),
+        (Some("狗\"\n"), "e"),
+        (Some("x"), "f"),
+        (None, "g"),
+    ] {
+        index.set_source(source).unwrap();
+        for id in ids.split(' ') {
+            index.add(id.into(), &[1.0, 2.0]).unwrap();
+        }
+        if source.is_none() {
+            log.extend(index.take_log());
+        }
+    }
+    // Replaced by another source, by the same one and by none.
+    index.set_source(Some("x")).unwrap();
+    index.add("a".into(), &[0.5, 2.0]).unwrap();
+    index.add("c".into(), &[0.5, 2.0]).unwrap();
+    log.extend(index.take_log());
+    index.set_source(None).unwrap();
+    index.add("d".into(), &[0.5, 2.0]).unwrap();
+    index.remove("b");
+    log.extend(index.take_log());
+    (index, log)
+}
+
+#[test]
+fn embeddings_keep_their_source() {
+    for dtype in TYPES {
+        let (index, log) = sourced(dtype);
+        let expected = [
+            ("a", Some("x")),
+            ("c", Some("x")),
+            ("d", None),
+            ("e", Some("狗\"\n")),
+            ("f", Some("x")),
+            ("g", None),
+        ];
+        let sources = |index: &EmbeddingIndex| -> Vec<(String, Option<String>)> {
+            let ids = index.ids().into_iter();
+            ids.map(|id| (id.to_owned(), index.source(id).map(str::to_owned)))
+                .collect()
+        };
+        let expected: Vec<_> = expected
+            .map(|(id, source)| (id.to_owned(), source.map(str::to_owned)))
+            .into();
+        assert_eq!(sources(&index), expected);
+        assert_eq!(index.source("none"), None);
+        let file = saved(&index);
+        let mut loaded = load(&file).unwrap();
+        assert_eq!(sources(&loaded), expected);
+        assert_eq!(saved(&loaded), file);
+        let (read, replayed) = replayed(&log, dtype).unwrap();
+        assert_eq!(read, log.len());
+        assert_eq!(sources(&replayed), expected);
+        assert_eq!(saved(&replayed), file);
+
+        // A part of it is saved.
+        let mut part = Vec::new();
+        loaded.save_where(&mut part, |id| id < "d").unwrap();
+        let part = load(&part).unwrap();
+        assert_eq!(sources(&part), expected[..2]);
+        // What was there already gets a source.
+        loaded.set_source(Some("y")).unwrap();
+        assert!(loaded.assign_source("d") && !loaded.assign_source("none"));
+        assert_eq!(loaded.source("d"), Some("y"));
+        assert_eq!(load(&saved(&loaded)).unwrap().source("d"), Some("y"));
+        for wrong in ["", &"x".repeat(65_537)] {
+            assert!(message(loaded.set_source(Some(wrong))).contains("expected 1 to 65536"));
+        }
+        assert!(index.id_bytes() == 6 && loaded.id_bytes() == 6 && replayed.id_bytes() == 6);
+
+        // Rows 1, 2 and 5, and row 4, as a tensor that says which, and that cannot be changed without a trace.
+        let list = "[[\"x\",[[0,2],[4,1]]],[\"狗\\\"\\n\",[[3,1]]]]";
+        let tensors = SafeTensors::deserialize(&file).unwrap();
+        assert_eq!(tensors.tensor("sources").unwrap().data(), list.as_bytes());
+        let vectors = if dtype == VectorType::F32 { 48 } else { 24 + 12 };
+        damaged_anywhere(&file, list.len() + vectors + 25);
+        for (from, to) in [("\"sources\"", "\"other\""), ("\"sources_sha256\"", "\"other\"")] {
+            assert!(with_header(&file, from, to).contains("'sources'"));
+        }
+    }
+    // Sound records with a name that is none.
+    let log = logged(VectorType::F32).0;
+    for (wrong, expected) in [
+        (record(b"S"), "a source's name of 0 bytes"),
+        (record(b"S\xFF"), "a source's name: invalid utf-8"),
+    ] {
+        let log = [&log[..], &wrong].concat();
+        assert!(message(replayed(&log, VectorType::F32)).contains(expected));
     }
 }
 
@@ -739,7 +929,10 @@ fn a_log_of_something_else_is_refused() {
     let long = vec![b'x'; 65_537];
     for (wrong, expected) in [
         (record(b""), "an empty record"),
-        (record(b"?a"), "a record of kind 63, expected 'H', '+' or '-'"),
+        (
+            record(b"?a"),
+            "a record of kind 63, expected 'H', 'S', '+' or '-'",
+        ),
         (record(b"H"), "\"H\", expected \"Hernie-vil log 1"),
         (record(b"-\xFF"), "an id: invalid utf-8"),
         (

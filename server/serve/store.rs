@@ -1,34 +1,31 @@
-//! The index that the server searches in, on the disk as a file and a log of what changed since.
+//! The index that the server searches in, on the disk as [`index_file`](crate::index_file) keeps it.
 //!
 //! One thread makes all changes. It takes what is waiting together, appends it to the log, brings the log to the disk
 //! once for all of it, and only then changes the index in memory and answers. What was acknowledged is therefore
 //! on the disk, whenever the process ends, and what could not be written was not done. When the log has grown
-//! long the index is saved anew under its name, by a rename, and the log is emptied after that; a log that the file
-//! has in it already changes nothing when it is replayed.
+//! long it is folded into the file.
+//!
+//! Where the changes that came together cannot be written, each is tried alone: the disk may have room for some. Room
+//! is kept for removals, so that a full disk can be emptied.
 
-use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ernie_vil::index::{EmbeddingIndex, VectorType};
 use ernie_vil::vectors::Embeddings;
 use tokio::sync::oneshot;
 
 use super::error::ApiError;
 use super::service::Held;
-use crate::atomic_file::{AtomicFile, beside};
-use crate::model;
+use crate::index_file::{IndexFile, Kind, Opened, SERVER};
 
 /// Changes that wait at most; more are refused.
 const WAITING: usize = 64;
-/// A log is not folded into the file before it has this many bytes.
-const LEAST_LOG: u64 = 4 << 20;
 
 /// How the index is kept.
 pub struct Options {
@@ -36,8 +33,18 @@ pub struct Options {
     pub path: Option<PathBuf>,
     /// How its values are kept; by default as the file has them, or as they are.
     pub dtype: Option<VectorType>,
+    pub limits: Limits,
+    /// Whether to go on with a log that is damaged.
+    pub salvage: bool,
+}
+
+/// What an index may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
     /// Embeddings at most.
-    pub most: usize,
+    pub embeddings: usize,
+    /// Bytes of all ids together at most.
+    pub id_bytes: usize,
 }
 
 /// What a change did.
@@ -85,8 +92,19 @@ impl Store {
                 (index, None)
             }
             Some(path) => {
-                let (index, disk) = Disk::open(path, dimensions, fingerprint, options.dtype)?;
-                (index, Some(disk))
+                let kind = Kind {
+                    dimensions,
+                    fingerprint,
+                    dtype: options.dtype,
+                    salvage: options.salvage,
+                };
+                let opened = IndexFile::open(&path, &kind, true)?;
+                let Opened { index, file, notes } =
+                    opened.with_context(|| format!("{} is used by another process", path.display()))?;
+                for note in notes {
+                    tracing::warn!("{note}");
+                }
+                (index, Some(file))
             }
         };
         let (size, dtype) = (Arc::new(AtomicUsize::new(index.len())), index.dtype());
@@ -96,7 +114,7 @@ impl Store {
             index: index.clone(),
             size: size.clone(),
             disk,
-            most: options.most,
+            limits: options.limits,
         };
         let thread = std::thread::Builder::new()
             .name("index".into())
@@ -174,8 +192,8 @@ fn ended() -> ApiError {
 struct Writer {
     index: Arc<RwLock<EmbeddingIndex>>,
     size: Arc<AtomicUsize>,
-    disk: Option<Disk>,
-    most: usize,
+    disk: Option<IndexFile>,
+    limits: Limits,
 }
 
 /// A change as records of a log.
@@ -193,6 +211,8 @@ struct Pending {
     there: HashMap<String, bool>,
     /// How many embeddings more there are.
     growth: isize,
+    /// How many bytes more all ids have.
+    id_growth: isize,
 }
 
 impl Writer {
@@ -201,11 +221,11 @@ impl Writer {
             let mut group = vec![first];
             group.extend(requests.try_iter().take(WAITING - 1));
             self.apply(group);
-            if self.disk.as_ref().is_some_and(Disk::is_long) {
+            if self.disk.as_ref().is_some_and(IndexFile::is_long) {
                 self.fold();
             }
         }
-        if self.disk.as_ref().is_some_and(|disk| disk.log_bytes > 0) {
+        if self.disk.as_ref().is_some_and(|disk| disk.log_bytes() > 0) {
             self.fold();
         }
     }
@@ -215,68 +235,129 @@ impl Writer {
         let mut written = Vec::new();
         let mut log = Vec::new();
         let mut pending = Pending::default();
-        for Request { change, reply, held } in group {
+        for request in group {
             // As if those before it in the group were made already.
-            match self.record(change, &mut pending) {
+            match self.record(&request.change, &mut pending) {
                 Ok(recorded) => {
                     log.extend_from_slice(&recorded.log);
-                    written.push((recorded, reply, held));
+                    written.push((request, recorded));
                 }
-                Err(error) => {
-                    drop(held);
-                    let _ = reply.send(Err(error));
-                }
+                Err(error) => refuse(request, error),
             }
         }
         drop(pending);
-        if let Some(disk) = &mut self.disk
-            && let Err(error) = disk.append(&log)
-        {
-            tracing::error!(error = format!("{error:#}"), "writing the index's log");
-            for (_, reply, held) in written {
-                drop(held);
-                let _ = reply.send(Err(ApiError::NotWritten(format!("{error:#}"))));
+        let appended = self.write(|disk, index| disk.append(&log, index));
+        drop(log);
+        match appended {
+            Ok(()) => {
+                for (request, recorded) in written {
+                    self.finish(request, &recorded);
+                }
             }
-            return;
-        }
-        for (recorded, reply, held) in written {
-            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-            let answer = match index.replay(&recorded.log) {
-                Ok(_) => Ok(Changed {
-                    added: recorded.added,
-                    replaced: recorded.replaced,
-                    removed: recorded.removed,
-                    size: index.len(),
-                }),
-                Err(error) => Err(ApiError::Internal(error.to_string())),
-            };
-            self.size.store(index.len(), Ordering::Relaxed);
-            drop((index, recorded, held));
-            let _ = reply.send(answer);
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "writing the index's log");
+                let mut error = Some(error).filter(|_| written.len() == 1);
+                for (request, _) in written {
+                    self.apply_alone(request, error.take());
+                }
+            }
         }
     }
 
+    /// Makes a change that could not be written as others are, where there is a way. `error` is why, where it was tried
+    /// alone already.
+    fn apply_alone(&mut self, request: Request, error: Option<anyhow::Error>) {
+        let recorded = match self.record(&request.change, &mut Pending::default()) {
+            Ok(recorded) => recorded,
+            Err(error) => return refuse(request, error),
+        };
+        let log = &recorded.log;
+        let written = match &request.change {
+            Change::Remove(ids) => {
+                let ids: HashSet<&str> = ids.iter().map(String::as_str).collect();
+                self.write(|disk, index| disk.append_removals(log, index, |id| ids.contains(id)))
+            }
+            Change::Add(..) => {
+                let append = |disk: &mut IndexFile, index: &EmbeddingIndex| disk.append(log, index);
+                let tried = match error {
+                    Some(error) => Err(error),
+                    None => self.write(append),
+                };
+                tried.or_else(|error| {
+                    self.write(|disk, index| match disk.make_room(index) {
+                        true => append(disk, index),
+                        false => Err(error),
+                    })
+                })
+            }
+        };
+        match written {
+            Ok(()) => self.finish(request, &recorded),
+            Err(error) => refuse(request, ApiError::NotWritten(format!("{error:#}"))),
+        }
+    }
+
+    /// Lets `task` write what the index is kept in, where it is kept.
+    fn write(&mut self, task: impl FnOnce(&mut IndexFile, &EmbeddingIndex) -> Result<()>) -> Result<()> {
+        match &mut self.disk {
+            Some(disk) => task(disk, &self.index.read().unwrap_or_else(PoisonError::into_inner)),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a change in memory that is on the disk, and answers it.
+    fn finish(&self, request: Request, recorded: &Recorded) {
+        let Request { change, reply, held } = request;
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        let answer = match index.replay(&recorded.log) {
+            Ok(_) => Ok(Changed {
+                added: recorded.added,
+                replaced: recorded.replaced,
+                removed: recorded.removed,
+                size: index.len(),
+            }),
+            Err(error) => Err(ApiError::Internal(error.to_string())),
+        };
+        self.size.store(index.len(), Ordering::Relaxed);
+        drop((index, change, held));
+        let _ = reply.send(answer);
+    }
+
     /// The log of a change to the index with those that are pending made already. It is pending then, too.
-    fn record(&self, change: Change, pending: &mut Pending) -> Result<Recorded, ApiError> {
+    fn record(&self, change: &Change, pending: &mut Pending) -> Result<Recorded, ApiError> {
+        let internal = |error: ernie_vil::Error| ApiError::Internal(error.to_string());
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         let is_there = |id: &str| match pending.there.get(id) {
             Some(&there) => there,
             None => index.has(id),
         };
         let mut recorder = EmbeddingIndex::with_dtype(index.dimensions(), index.fingerprint(), index.dtype());
+        recorder.set_source(Some(SERVER)).map_err(internal)?;
         match change {
             Change::Add(ids, vectors) => {
                 recorder.keep_log(true);
-                let repeated = recorder.add_all(&ids, &vectors).map_err(|error| {
+                let repeated = recorder.add_all(ids, vectors).map_err(|error| {
                     ApiError::request("invalid_value", "items", format!("items: {error}"))
                 })?;
-                let replaced = recorder.ids().into_iter().filter(|id| is_there(id)).count();
-                let added = recorder.len() - replaced;
-                if index.len().saturating_add_signed(pending.growth) + added > self.most {
-                    return Err(ApiError::IndexFull(self.most));
+                let new = recorder.ids().into_iter().filter(|id| !is_there(id));
+                let (added, id_bytes) = new.fold((0, 0), |(count, bytes), id| (count + 1, bytes + id.len()));
+                let replaced = recorder.len() - added;
+                let Limits {
+                    embeddings,
+                    id_bytes: most,
+                } = self.limits;
+                if index.len().saturating_add_signed(pending.growth) + added > embeddings {
+                    return Err(ApiError::IndexFull(format!(
+                        "{embeddings} embeddings (--max-index)"
+                    )));
+                }
+                if id_bytes > 0 && index.id_bytes().saturating_add_signed(pending.id_growth) + id_bytes > most
+                {
+                    return Err(ApiError::IndexFull(format!("{most} bytes of ids (--max-ids)")));
                 }
                 pending.growth += added as isize;
-                pending.there.extend(ids.into_iter().map(|id| (id, true)));
+                pending.id_growth += id_bytes as isize;
+                pending.there.extend(ids.iter().map(|id| (id.clone(), true)));
                 Ok(Recorded {
                     log: recorder.take_log(),
                     added,
@@ -288,13 +369,15 @@ impl Writer {
                 // What is to be removed has to be there first; its values do not matter.
                 let vector = vec![1.0; index.dimensions()];
                 for id in ids.iter().filter(|id| is_there(id)) {
-                    let added = recorder.add(id.clone(), &vector);
-                    added.map_err(|error| ApiError::Internal(error.to_string()))?;
+                    recorder.add(id.clone(), &vector).map_err(internal)?;
                 }
+                let id_bytes = recorder.id_bytes();
+                recorder.set_source(None).map_err(internal)?;
                 recorder.keep_log(true);
                 let removed = ids.iter().filter(|id| recorder.remove(id)).count();
                 pending.growth -= removed as isize;
-                pending.there.extend(ids.into_iter().map(|id| (id, false)));
+                pending.id_growth -= id_bytes as isize;
+                pending.there.extend(ids.iter().map(|id| (id.clone(), false)));
                 Ok(Recorded {
                     log: recorder.take_log(),
                     added: 0,
@@ -309,157 +392,18 @@ impl Writer {
         let Some(disk) = &mut self.disk else { return };
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = disk.fold(&index) {
-            // Nothing is lost: the log has it all. It is tried again when the log has doubled.
-            disk.fold_at = disk.log_bytes.saturating_mul(2).max(LEAST_LOG);
+            // Nothing is lost: the log has it all.
+            disk.put_off_folding();
             tracing::error!(error = format!("{error:#}"), "saving the index");
         }
     }
 }
 
-/// The file and the log.
-struct Disk {
-    path: PathBuf,
-    log: File,
-    log_bytes: u64,
-    /// The log's length at which it is folded into the file.
-    fold_at: u64,
-    /// Whether the log's end is not what it should be, and could not be cut off.
-    broken: bool,
-}
-
-impl Disk {
-    fn open(
-        path: PathBuf,
-        dimensions: usize,
-        fingerprint: &str,
-        dtype: Option<VectorType>,
-    ) -> Result<(EmbeddingIndex, Self)> {
-        let log_path = beside(&path, ".log");
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-        }
-        let mut log = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&log_path)
-            .with_context(|| format!("opening {}", log_path.display()))?;
-        match log.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!("{} is used by another process", path.display()),
-            // Some network file systems have no locks; there it goes on without.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("locking {}", log_path.display()));
-            }
-        }
-        let in_file = || path.display().to_string();
-        let (mut index, file_bytes) = match path.exists() {
-            true => {
-                let bytes = model::map(&path)?;
-                let index = EmbeddingIndex::load(&bytes).with_context(in_file)?;
-                index.check_fingerprint(fingerprint).with_context(in_file)?;
-                (index, bytes.len() as u64)
-            }
-            false => {
-                let dtype = dtype.unwrap_or_default();
-                (EmbeddingIndex::with_dtype(dimensions, fingerprint, dtype), 0)
-            }
-        };
-        if let Some(dtype) = dtype
-            && index.dtype() != dtype
-        {
-            bail!(
-                "{} keeps its vectors as {}, and --index-type says {dtype}",
-                path.display(),
-                index.dtype()
-            );
-        }
-        let in_log = || log_path.display().to_string();
-        let length = log.metadata().with_context(in_log)?.len();
-        let whole = match length {
-            0 => 0,
-            _ => index.replay(&model::map(&log_path)?).with_context(in_log)? as u64,
-        };
-        if whole < length {
-            tracing::warn!(
-                log = in_log(),
-                bytes = length - whole,
-                "cut a record off that was not written whole, and so was never acknowledged"
-            );
-            log.set_len(whole)
-                .and_then(|()| log.sync_all())
-                .with_context(in_log)?;
-        }
-        log.seek(SeekFrom::Start(whole)).with_context(in_log)?;
-        sync_folder(&path);
-        let disk = Self {
-            path,
-            log,
-            log_bytes: whole,
-            fold_at: file_bytes.max(LEAST_LOG),
-            broken: false,
-        };
-        Ok((index, disk))
-    }
-
-    /// Appends to the log and returns when it is on the disk.
-    fn append(&mut self, records: &[u8]) -> Result<()> {
-        if self.broken {
-            bail!(
-                "the log could not be repaired after an earlier failure; the server has to be started anew"
-            );
-        }
-        if records.is_empty() {
-            return Ok(());
-        }
-        let written = self.log.write_all(records).and_then(|()| self.log.sync_data());
-        if let Err(error) = written {
-            let cut = self
-                .log
-                .set_len(self.log_bytes)
-                .and_then(|()| self.log.seek(SeekFrom::Start(self.log_bytes)))
-                .and_then(|_| self.log.sync_all());
-            self.broken = cut.is_err();
-            return Err(error).with_context(|| beside(&self.path, ".log").display().to_string());
-        }
-        self.log_bytes += records.len() as u64;
-        Ok(())
-    }
-
-    fn is_long(&self) -> bool {
-        self.log_bytes > self.fold_at
-    }
-
-    /// Saves the index under its name and empties the log.
-    fn fold(&mut self, index: &EmbeddingIndex) -> Result<()> {
-        let mut file = BufWriter::with_capacity(1 << 20, AtomicFile::create(&self.path)?);
-        index.save(&mut file)?;
-        let file = file.into_inner().map_err(|error| error.into_error())?;
-        let bytes = file.len()?;
-        file.commit()?;
-        let log = || beside(&self.path, ".log").display().to_string();
-        self.log
-            .set_len(0)
-            .and_then(|()| self.log.seek(SeekFrom::Start(0)))
-            .and_then(|_| self.log.sync_all())
-            .with_context(log)?;
-        self.log_bytes = 0;
-        self.fold_at = bytes.max(LEAST_LOG);
-        Ok(())
-    }
-}
-
-/// Brings a folder's list of names to the disk, where the system has that.
-fn sync_folder(path: &Path) {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    if cfg!(unix) {
-        let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    }
+/// Answers a change that was not made.
+fn refuse(request: Request, error: ApiError) {
+    let Request { change, reply, held } = request;
+    drop((change, held));
+    let _ = reply.send(Err(error));
 }
 
 #[cfg(test)]
@@ -471,7 +415,10 @@ mod tests {
             index: Arc::new(RwLock::new(EmbeddingIndex::new(1, "a"))),
             size: Arc::default(),
             disk: None,
-            most,
+            limits: Limits {
+                embeddings: most,
+                id_bytes: 1 << 30,
+            },
         }
     }
 
@@ -518,6 +465,28 @@ mod tests {
                 Some([2, 0, 0, 5]),
             ]
         );
+    }
+
+    #[test]
+    fn ids_have_a_limit_of_bytes() {
+        let mut writer = writer(100);
+        writer.limits.id_bytes = 10;
+        let changes = [
+            add(&["12345678".into(), "9".into()]),
+            // One byte too many, together with those before.
+            add(&["90".into()]),
+            // Those that are there take no more.
+            add(&["12345678".into()]),
+            Change::Remove(vec!["12345678".into()]),
+            add(&["90".into()]),
+        ];
+        let (group, answers): (Vec<_>, Vec<_>) = changes.map(request).into_iter().unzip();
+        writer.apply(group);
+        let sizes: Vec<_> = answers
+            .into_iter()
+            .map(|answer| answer.blocking_recv().unwrap().ok().map(|changed| changed.size))
+            .collect();
+        assert_eq!(sizes, [Some(2), None, Some(2), Some(1), Some(2)]);
     }
 
     #[test]

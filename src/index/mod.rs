@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use self::log::Change;
+pub use self::log::{Damage, Replayed};
 pub use self::rows::VectorType;
 use self::rows::{ROWS, Row, Vectors};
 use crate::vectors::{Embeddings, check_scorable, map_parallel, threads};
@@ -56,8 +57,46 @@ pub struct EmbeddingIndex {
     order: Vec<u64>,
     added: u64,
     vectors: Vectors,
+    /// Of each row, the source that it was added from.
+    source: Vec<Source>,
+    sources: Sources,
+    /// The source of what is added from here on.
+    adding: Source,
+    /// Bytes of all ids together.
+    id_bytes: usize,
     /// What changed since the log was taken, where one is kept.
     log: Option<Vec<u8>>,
+}
+
+/// The number of a source; [`NO_SOURCE`] where none is known.
+type Source = u32;
+const NO_SOURCE: Source = 0;
+
+/// The names of sources, numbered from 1.
+#[derive(Debug, Clone, Default)]
+struct Sources {
+    names: Vec<Arc<str>>,
+    numbers: HashMap<Arc<str>, Source>,
+}
+
+impl Sources {
+    fn name(&self, source: Source) -> Option<&str> {
+        let at = (source as usize).checked_sub(1)?;
+        self.names.get(at).map(|name| &**name)
+    }
+
+    /// The number of a name, which is a new one where the name is new.
+    fn number(&mut self, name: &str) -> Source {
+        if let Some(&number) = self.numbers.get(name) {
+            return number;
+        }
+        // Fewer than 2^32 names fit into memory.
+        let number = self.names.len() as Source + 1;
+        let name: Arc<str> = name.into();
+        self.names.push(name.clone());
+        self.numbers.insert(name, number);
+        number
+    }
 }
 
 /// One result of a search.
@@ -95,6 +134,10 @@ impl EmbeddingIndex {
             order: Vec::new(),
             added: 0,
             vectors: Vectors::new(dimensions, dtype),
+            source: Vec::new(),
+            sources: Sources::default(),
+            adding: NO_SOURCE,
+            id_bytes: 0,
             log: None,
         }
     }
@@ -147,6 +190,69 @@ impl EmbeddingIndex {
     /// The embedding under an id, as it is kept: of [`VectorType::Int8`] the codes times the scale.
     pub fn get(&self, id: &str) -> Option<Cow<'_, [f32]>> {
         self.rows.get(id).map(|&row| self.vectors.get(row))
+    }
+
+    /// Bytes that all ids have together.
+    pub fn id_bytes(&self) -> usize {
+        self.id_bytes
+    }
+
+    /// Names the source of all embeddings that are added from here on: the program or the folder, say, that
+    /// they come from. At first, and with `None`, they have none.
+    ///
+    /// An embedding keeps its source in a saved index and in a log. Where it is replaced, its source is that of
+    /// the new one.
+    ///
+    /// ```
+    /// use ernie_vil::index::EmbeddingIndex;
+    /// let mut index = EmbeddingIndex::new(2, "model");
+    /// index.set_source(Some("holidays"))?;
+    /// index.add("beach.jpg".into(), &[1.0, 0.0])?;
+    /// index.set_source(None)?;
+    /// index.add("dog.jpg".into(), &[0.6, 0.8])?;
+    /// assert_eq!(index.source("beach.jpg"), Some("holidays"));
+    /// assert_eq!(index.source("dog.jpg"), None);
+    /// # Ok::<(), ernie_vil::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Index`] where the name is empty or longer than 65,536 bytes.
+    pub fn set_source(&mut self, source: Option<&str>) -> Result<()> {
+        let adding = match source {
+            None => NO_SOURCE,
+            Some(name) if (1..=LONGEST_ID).contains(&name.len()) => self.sources.number(name),
+            Some(name) => {
+                return Err(Error::Index(format!(
+                    "a source's name of {} bytes, expected 1 to {LONGEST_ID}",
+                    name.len()
+                )));
+            }
+        };
+        if adding != self.adding {
+            self.adding = adding;
+            // A piece of a log that has begun goes on with the other source.
+            if let Some(log) = self.log.as_mut().filter(|log| !log.is_empty()) {
+                let mut begun = std::mem::take(log);
+                self.begin(&mut begun);
+                self.log = Some(begun);
+            }
+        }
+        Ok(())
+    }
+
+    /// The source of the embedding under an id, where it has one.
+    pub fn source(&self, id: &str) -> Option<&str> {
+        self.sources.name(self.source[*self.rows.get(id)?])
+    }
+
+    /// Gives the embedding under an id the source of those that are added now; returns whether there was one.
+    /// No log records this; a saved index has it.
+    pub fn assign_source(&mut self, id: &str) -> bool {
+        let row = self.rows.get(id);
+        row.is_some_and(|&row| {
+            self.source[row] = self.adding;
+            true
+        })
     }
 
     /// All ids, in the order in which they were added.
@@ -240,12 +346,23 @@ impl EmbeddingIndex {
     /// The tensors are `vectors`, `[embeddings, dimensions]`, F32, or I8 with `scales`, F32 `[embeddings,
     /// 1]`, to multiply with; and `ids`, U8 `[bytes]`, a JSON list of one string for each row. All are in
     /// the order in which they were added. The metadata has `format`, `fingerprint` and `sha256`, a
-    /// checksum of all of these. Equal indices make equal files.
+    /// checksum of all of these. Where some embeddings have a [source](Self::set_source), the tensor `sources`, U8,
+    /// says which, with the checksum `sources_sha256`. Equal indices make equal files.
     ///
     /// # Errors
     /// [`Error::Index`] where the fingerprint is too long, [`Error::Io`] from the writer.
     pub fn save(&self, writer: &mut impl Write) -> Result<()> {
-        file::save(self, writer)
+        file::save(self, writer, &self.in_order())
+    }
+
+    /// Writes the index as [`save`](Self::save) does, without the embeddings for whose ids `keep` is false.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn save_where(&self, writer: &mut impl Write, keep: impl Fn(&str) -> bool) -> Result<()> {
+        let mut rows = self.in_order();
+        rows.retain(|&row| keep(&self.ids[row]));
+        file::save(self, writer, &rows)
     }
 
     /// Reads the bytes of a saved index. It keeps no log.
@@ -291,21 +408,52 @@ impl EmbeddingIndex {
         self.log.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Applies the records of a log, and returns how many bytes of it they take: all of them, unless the
-    /// log ends in the middle of a record, as after a crash, or a record is damaged. From there on nothing
-    /// is applied, and the caller cuts the log off there before appending to it.
+    /// An empty index of the kind that a log belongs to, by the first sound header in it; none where it has no
+    /// such header.
+    ///
+    /// # Errors
+    /// [`Error::Index`] where the header is one of another format.
+    pub fn of_log(log: &[u8]) -> Result<Option<Self>> {
+        log::kind(log).map_err(Error::Index)
+    }
+
+    /// Applies the records of a log, and returns how many bytes of it they take: all of them, unless the log
+    /// ends in the middle of a record, as after a crash. The caller cuts such an end off before appending to the
+    /// log.
     ///
     /// Applied to an index that has the changes already, a log changes nothing but the order of ids that it
     /// removes and adds again. What is replayed is not recorded once more.
     ///
     /// # Errors
-    /// [`Error::Index`], with the byte, where the log belongs to an index of another model, other
-    /// dimensions or another [`VectorType`], where it does not begin as a log does, or where a sound record
-    /// holds what cannot be applied. The records before it are applied by then.
+    /// [`Error::Index`], with the byte, where a record is damaged that was written whole, as one is that sound
+    /// records follow ([`salvage`](Self::salvage) goes on behind it); where the log belongs to an index of another
+    /// model, other dimensions or another [`VectorType`]; where it does not begin as a log does; or where a sound
+    /// record holds what cannot be applied. The records before it are applied by then.
     pub fn replay(&mut self, log: &[u8]) -> Result<usize> {
-        log::replay(self, log, |index, change| match change {
+        let replayed = self.read_log(log, false)?;
+        match replayed.damage.first() {
+            Some(damage) => Err(Error::Index(format!("log, {damage}"))),
+            None => Ok(replayed.sound),
+        }
+    }
+
+    /// Applies all sound records of a log, also those behind damaged ones, and says what was damaged.
+    ///
+    /// What a damaged record did is lost: an embedding is missing then, is the one before it was replaced, or is
+    /// there though it was removed.
+    ///
+    /// # Errors
+    /// As [`replay`](Self::replay), but for damaged records.
+    pub fn salvage(&mut self, log: &[u8]) -> Result<Replayed> {
+        self.read_log(log, true)
+    }
+
+    fn read_log(&mut self, log: &[u8], beyond_damage: bool) -> Result<Replayed> {
+        let mut source = NO_SOURCE;
+        log::read(self, log, beyond_damage, |index, change| match change {
+            Change::Source(name) => source = name.map_or(NO_SOURCE, |name| index.sources.number(name)),
             Change::Put(id, row) => {
-                index.put_row(id, &row);
+                index.put_row(id, &row, source);
             }
             Change::Remove(id) => {
                 index.remove_row(id);
@@ -341,17 +489,20 @@ impl EmbeddingIndex {
     /// Adds or replaces an embedding that was checked, and records it.
     fn put(&mut self, id: &str, vector: &[f32]) -> bool {
         let row = Row::new(vector, self.dtype());
-        let replaced = self.put_row(id, &row);
+        let replaced = self.put_row(id, &row, self.adding);
         self.record(&Change::Put(id, row));
         replaced
     }
 
-    fn put_row(&mut self, id: &str, row: &Row<'_>) -> bool {
+    fn put_row(&mut self, id: &str, row: &Row<'_>, source: Source) -> bool {
         if let Some(&at) = self.rows.get(id) {
             self.vectors.set(at, row);
+            self.source[at] = source;
             return true;
         }
         let id: Arc<str> = id.into();
+        self.id_bytes += id.len();
+        self.source.push(source);
         self.rows.insert(id.clone(), self.ids.len());
         self.ids.push(id);
         self.order.push(self.added);
@@ -368,6 +519,8 @@ impl EmbeddingIndex {
         self.vectors.swap_remove(row, self.ids.len() - 1);
         self.ids.swap_remove(row);
         self.order.swap_remove(row);
+        self.source.swap_remove(row);
+        self.id_bytes -= id.len();
         if let Some(moved) = self.ids.get(row) {
             self.rows.insert(moved.clone(), row);
         }
@@ -378,10 +531,18 @@ impl EmbeddingIndex {
     fn record(&mut self, change: &Change<'_>) {
         if let Some(mut log) = self.log.take() {
             if log.is_empty() {
-                log = log::header(self);
+                self.begin(&mut log);
             }
             log::push(&mut log, change);
             self.log = Some(log);
+        }
+    }
+
+    /// Begins a piece of a log, or goes on with one, with the source that there is now.
+    fn begin(&self, log: &mut Vec<u8>) {
+        log.extend(log::header(self));
+        if let Some(name) = self.sources.name(self.adding) {
+            log::push(log, &Change::Source(Some(name)));
         }
     }
 
