@@ -17,7 +17,9 @@ use sha2::{Digest, Sha256};
 use crate::atomic_file;
 use crate::cli;
 use crate::model::{self, CONFIG, IMAGE, MANIFEST, TEXT, VOCAB};
+use crate::print::{note, outln};
 use crate::progress::{Progress, Unit};
+use crate::{files, input};
 
 pub fn run(args: &cli::Convert, global: &cli::Global) -> Result<()> {
     if let Some(folder) = &args.model {
@@ -58,7 +60,7 @@ fn repack(folder: &Path, args: &cli::Convert, global: &cli::Global) -> Result<()
     Conversion::check_target(&args.target)?;
     let mut config = model::read_config(folder)?;
     let manifest = model::read_manifest(folder)?;
-    let vocab = model::read(&folder.join(VOCAB), model::LARGEST_VOCAB)?;
+    let vocab = input::read_regular(&folder.join(VOCAB), model::LARGEST_VOCAB)?;
     if let Some(name) = &args.name {
         config.name.clone_from(name);
     }
@@ -87,8 +89,7 @@ fn repack(folder: &Path, args: &cli::Convert, global: &cli::Global) -> Result<()
     let pack = Pack::of(&args.target);
     write_folder(output, &weights, &mut config, &vocab, pack, global.quiet)
         .with_context(|| folder.display().to_string())?;
-    println!("{}: fingerprint {}", output.display(), config.fingerprint);
-    Ok(())
+    outln!("{}: fingerprint {}", output.display(), config.fingerprint)
 }
 
 /// How a folder holds its weights.
@@ -128,19 +129,7 @@ pub struct Conversion<'a> {
 impl Conversion<'_> {
     /// Checks what can be checked before a long download.
     pub fn check_target(target: &cli::Target) -> Result<()> {
-        let output = &target.output;
-        ensure!(
-            target.overwrite || !output.exists(),
-            "{} is there already; --overwrite replaces it",
-            output.display()
-        );
-        // Only what looks like a model folder is ever removed.
-        ensure!(
-            !output.exists() || output.join(CONFIG).is_file() || is_empty_folder(output),
-            "{} is not a model folder, so it is not replaced",
-            output.display()
-        );
-        Ok(())
+        files::check_folder(&target.output, target.overwrite)
     }
 
     pub fn run(self) -> Result<()> {
@@ -158,7 +147,12 @@ impl Conversion<'_> {
         let in_weights = || names.join(" and ");
         let mut mapped = Vec::new();
         for (path, _) in &self.weights {
-            mapped.push(model::map(path)?);
+            ensure!(
+                !path.is_dir(),
+                "{} is a folder, expected a file of weights, such as a .pdparams in it",
+                path.display()
+            );
+            mapped.push(input::map_spooled(path)?);
         }
         let mut files = Vec::new();
         for (bytes, name) in mapped.iter().zip(&names) {
@@ -173,9 +167,11 @@ impl Conversion<'_> {
         let mut text = self.text;
         infer_type_tables(&mut text, &checkpoint).with_context(in_weights)?;
         let mut sources = Vec::new();
-        for (path, name) in self.weights.iter().chain([&self.vocab]) {
-            sources.push(source(path, name)?);
+        // Of the bytes at hand: a stream cannot be read again.
+        for ((_, name), bytes) in self.weights.iter().zip(&mapped) {
+            sources.push(source_of(name, bytes));
         }
+        sources.push(source_of(&self.vocab.1, &vocab_bytes));
         let preprocessing = self
             .target
             .preprocessing
@@ -201,14 +197,13 @@ impl Conversion<'_> {
             .with_context(in_weights)?;
         if !self.quiet {
             for name in extra.iter().filter(|name| *name != TEMPERATURE) {
-                eprintln!("note: {name:?} is not used by inference and was left out");
+                note!("note: {name:?} is not used by inference and was left out");
             }
             for source in &config.sources {
-                eprintln!("{}  {} ({} bytes)", source.sha256, source.file, source.size);
+                note!("{}  {} ({} bytes)", source.sha256, source.file, source.size);
             }
         }
-        println!("{}: fingerprint {}", output.display(), config.fingerprint);
-        Ok(())
+        outln!("{}: fingerprint {}", output.display(), config.fingerprint)
     }
 }
 
@@ -376,7 +371,7 @@ pub fn logit_scale(weights: &dyn TensorSource) -> Result<Option<f64>> {
 
 /// A file's size and SHA-256.
 pub fn source(path: &Path, name: &str) -> Result<ModelSource> {
-    let mut file = File::open(path).with_context(|| path.display().to_string())?;
+    let mut file = input::open_regular(path)?;
     let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
         let read = file
@@ -395,6 +390,15 @@ pub fn source(path: &Path, name: &str) -> Result<ModelSource> {
     })
 }
 
+/// The size and SHA-256 of a file that was read.
+fn source_of(name: &str, bytes: &[u8]) -> ModelSource {
+    ModelSource {
+        file: name.to_owned(),
+        size: bytes.len() as u64,
+        sha256: format!("{:x}", Sha256::digest(bytes)),
+    }
+}
+
 pub fn text_config(path: &Path) -> Result<ErnieConfig> {
     text_config_from_original(&model::read(path, model::LARGEST_CONFIG)?)
         .with_context(|| path.display().to_string())
@@ -410,10 +414,6 @@ fn file_name(path: &Path) -> String {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned()
-}
-
-fn is_empty_folder(path: &Path) -> bool {
-    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 impl From<cli::Preprocessing> for Preprocessing {

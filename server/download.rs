@@ -3,7 +3,8 @@
 //! The file grows as `<target>.part`. Where the server names the version it sends (a strong ETag or
 //! a Last-Modified), `<target>.part.json` remembers that, and the next attempt, in this run or a
 //! later one, asks for the rest of that version alone. A server that has another version by then,
-//! or that cannot send a part, sends the whole, and the download starts over by itself.
+//! or that cannot send a part, sends the whole, and the download starts over by itself. So it does where a server sends a
+//! part all the same that is not of this version, or does not say of which it is.
 
 use std::fs;
 use std::io::Read;
@@ -16,10 +17,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use ureq::http::header::{self, HeaderMap, HeaderName};
 use ureq::http::{Response, StatusCode};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use crate::atomic_file::{AtomicFile, beside};
 use crate::progress::Progress;
+use crate::sums::{self, Seen};
 
 /// A file has at most this many bytes, unless told otherwise: 4 GiB.
 const MAX_BYTES: u64 = 4 << 30;
@@ -44,6 +47,8 @@ pub struct Download {
     pub target: PathBuf,
     /// The whole file's SHA-256 in hexadecimal, where it is known.
     pub expected_sha256: Option<String>,
+    /// What the same address gave before: something else is refused.
+    pub seen: Option<Seen>,
     /// A larger file is refused.
     pub max_bytes: u64,
     /// Looks at the first 512 bytes (or all, where there are fewer) and says what is wrong with
@@ -57,6 +62,8 @@ pub struct Download {
     pub silence: Duration,
     /// By default what the environment says (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` and so on).
     pub proxy: Option<ureq::Proxy>,
+    /// Whose certificates are accepted.
+    pub tls: TlsConfig,
 }
 
 /// A file that was fetched.
@@ -68,6 +75,10 @@ pub struct Downloaded {
     pub sha256: String,
     /// How many of the bytes an earlier run had fetched.
     pub resumed: u64,
+    /// The version that the server named, where it did.
+    pub etag: Option<String>,
+    /// Since when the server had it, where it said so.
+    pub last_modified: Option<String>,
 }
 
 impl Download {
@@ -77,12 +88,14 @@ impl Download {
             url: url.into(),
             target: target.into(),
             expected_sha256: None,
+            seen: None,
             max_bytes: MAX_BYTES,
             check_start: |_| Ok(()),
             attempts: 6,
             pause: Duration::from_secs(1),
             silence: Duration::from_secs(60),
             proxy: ureq::Proxy::try_from_env(),
+            tls: TlsConfig::default(),
         }
     }
 
@@ -91,7 +104,7 @@ impl Download {
     /// # Errors
     /// Names the URL. Broken connections, silence and the statuses 408, 429 and 5xx are tried
     /// again; another status, a file that is too large, whose start is wrong or whose SHA-256 is
-    /// another, and a full disk are errors at once.
+    /// another, a redirect from `https://` to `http://`, and a full disk are errors at once.
     pub fn run(&self, progress: &Progress) -> Result<Downloaded> {
         self.fetch(progress)
             .with_context(|| format!("downloading {}", self.url))
@@ -114,11 +127,13 @@ impl Download {
                     match part.check(self) {
                         Ok(sha256) => {
                             let bytes = part.length;
-                            part.commit()?;
+                            let source = part.commit()?;
                             return Ok(Downloaded {
                                 bytes,
                                 sha256,
                                 resumed,
+                                etag: source.etag,
+                                last_modified: source.last_modified,
                             });
                         }
                         Err(problem) => {
@@ -156,6 +171,9 @@ impl Download {
     fn agent(&self) -> Agent {
         Agent::config_builder()
             .proxy(self.proxy.clone())
+            .tls_config(self.tls.clone())
+            // What was asked for by https is not taken by http, wherever the server points.
+            .https_only(self.is_https())
             .http_status_as_error(false)
             .max_redirects(MAX_REDIRECTS)
             // A connection kept for later may be dead by then.
@@ -169,6 +187,23 @@ impl Download {
             .timeout_recv_body(Some(LONGEST_RESPONSE))
             .build()
             .into()
+    }
+
+    /// Whether nobody on the way can read or change the file.
+    pub fn is_https(&self) -> bool {
+        let scheme = self.url.get(..8);
+        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
+    }
+
+    /// That the address gave another file before.
+    fn changed(&self, seen: &Seen, found: &str) -> anyhow::Error {
+        anyhow::Error::new(Changed(format!(
+            "the file has changed since {}: it had {} bytes and the SHA-256 {}, now it has {found}. Either its publisher \
+             has replaced it, or somebody on the way has",
+            sums::day(seen.first_seen),
+            seen.size,
+            seen.sha256
+        )))
     }
 
     /// Asks once for what is missing and takes what comes.
@@ -187,24 +222,15 @@ impl Download {
         let mut response = request.call().map_err(Failure::of_request)?;
         match response.status() {
             StatusCode::OK => {
-                part.start(Source::new(&self.url, &response), self.max_bytes)?;
+                part.start(Source::new(&self.url, &response), self)?;
             }
-            StatusCode::PARTIAL_CONTENT if ranged => {
-                let whole = content_range(response.headers())
-                    .filter(|&(first, _)| first == part.length)
-                    .map(|(_, whole)| whole.or(part.source.length));
-                match whole {
-                    Some(whole) if part.source.length.is_none_or(|length| whole == Some(length)) => {
-                        part.source.length = whole;
-                    }
-                    _ => {
-                        part.restart()?;
-                        return Err(Failure::Passing(anyhow!(
-                            "the server sent another part than the one asked for"
-                        )));
-                    }
+            StatusCode::PARTIAL_CONTENT if ranged => match part.source.continued(part.length, &response) {
+                Ok(whole) => part.source.length = whole,
+                Err(problem) => {
+                    part.restart()?;
+                    return Err(Failure::Passing(anyhow!(problem)));
                 }
-            }
+            },
             StatusCode::RANGE_NOT_SATISFIABLE if ranged => {
                 part.restart()?;
                 return Err(Failure::Passing(anyhow!(
@@ -251,6 +277,11 @@ impl Download {
     }
 }
 
+/// The file is another one than the address gave before.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Changed(String);
+
 /// Why an attempt failed.
 enum Failure {
     /// Worth another attempt.
@@ -272,6 +303,11 @@ impl Failure {
             | ureq::Error::Protocol(_) => true,
             _ => false,
         };
+        if let ureq::Error::RequireHttpsOnly(url) = &error {
+            return Self::Lasting(anyhow!(
+                "the server redirects from https to {url}, where anybody on the way could change the file: refused"
+            ));
+        }
         match passing {
             true => Self::Passing(error.into()),
             false => Self::Lasting(error.into()),
@@ -310,6 +346,44 @@ impl Source {
             length: response.body().content_length(),
             etag: text(response.headers(), header::ETAG),
             last_modified: text(response.headers(), header::LAST_MODIFIED),
+        }
+    }
+
+    /// The length of the whole file of which a part has come, where it is the part of this version from `first` on.
+    ///
+    /// Not every server knows If-Range, and one that does not sends a part of whatever it has. So the part itself has to
+    /// say of which version it is.
+    fn continued(&self, first: u64, response: &Response<Body>) -> Result<Option<u64>, &'static str> {
+        let headers = response.headers();
+        let Some(range) = content_range(headers).filter(|range| range.first == first) else {
+            return Err("the server sent another part than the one asked for");
+        };
+        let pairs = [
+            (&self.etag, text(headers, header::ETAG)),
+            (&self.last_modified, text(headers, header::LAST_MODIFIED)),
+        ];
+        let mut is_named = false;
+        for (known, found) in pairs {
+            if let (Some(known), Some(found)) = (known, found) {
+                if *known != found {
+                    return Err("the server sent a part of another version");
+                }
+                is_named = true;
+            }
+        }
+        if !is_named {
+            return Err("the server sent a part and does not say of which version");
+        }
+        let whole = range.whole.or(self.length);
+        let fits = range.last.is_none_or(|last| {
+            let length = last.checked_sub(first).and_then(|length| length.checked_add(1));
+            let sent = response.body().content_length();
+            length.is_some_and(|length| sent.is_none_or(|sent| sent == length))
+                && whole.is_none_or(|whole| last < whole)
+        });
+        match fits && self.length.is_none_or(|length| whole == Some(length)) {
+            true => Ok(whole),
+            false => Err("the server sent a part of a file of another length"),
         }
     }
 
@@ -398,10 +472,17 @@ impl Part {
     }
 
     /// Begins with a whole file.
-    fn start(&mut self, source: Source, max_bytes: u64) -> Result<()> {
+    fn start(&mut self, source: Source, download: &Download) -> Result<()> {
         self.restart()?;
+        let max_bytes = download.max_bytes;
         if let Some(length) = source.length.filter(|&length| length > max_bytes) {
             bail!("the file has {length} bytes, expected at most {max_bytes}");
+        }
+        // Said before it is fetched for nothing.
+        if let (Some(seen), Some(length)) = (&download.seen, source.length)
+            && seen.size != length
+        {
+            return Err(download.changed(seen, &format!("{length} bytes")));
         }
         if source.version().is_some() {
             fs::write(&self.notes, serde_json::to_vec(&source)?)
@@ -468,12 +549,18 @@ impl Part {
                 expected.to_ascii_lowercase()
             );
         }
+        if let Some(seen) = &download.seen
+            && seen.sha256 != sha256
+        {
+            return Err(download.changed(seen, &format!("{} bytes and {sha256}", self.length)));
+        }
         Ok(sha256)
     }
 
-    fn commit(self) -> Result<()> {
+    fn commit(self) -> Result<Source> {
         self.file.commit()?;
-        remove_notes(&self.notes)
+        remove_notes(&self.notes)?;
+        Ok(self.source)
     }
 }
 
@@ -495,16 +582,27 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// The first byte of a `Content-Range: bytes 5-9/10` and the length of the whole, `None` for `*`.
-fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+/// A `Content-Range: bytes 5-9/10`.
+struct ContentRange {
+    first: u64,
+    /// Where it can be read; what counts is where the part begins.
+    last: Option<u64>,
+    /// The length of the whole, `None` for `*`.
+    whole: Option<u64>,
+}
+
+fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
     let range = text(headers, header::CONTENT_RANGE)?;
     let (bytes, whole) = range.strip_prefix("bytes ")?.split_once('/')?;
-    let first = bytes.split_once('-')?.0.parse().ok()?;
-    let whole = match whole {
-        "*" => None,
-        whole => Some(whole.parse().ok()?),
-    };
-    Some((first, whole))
+    let (first, last) = bytes.split_once('-')?;
+    Some(ContentRange {
+        first: first.parse().ok()?,
+        last: last.parse().ok(),
+        whole: match whole {
+            "*" => None,
+            whole => Some(whole.parse().ok()?),
+        },
+    })
 }
 
 #[cfg(test)]
@@ -681,6 +779,8 @@ mod tests {
             bytes: 3_000_002,
             sha256: sha256(&weights()),
             resumed: 0,
+            etag: Some("\"v1\"".into()),
+            last_modified: None,
         };
         assert_eq!(downloaded, expected);
         assert_fetched(&folder.path().join("new"), &weights());
@@ -739,6 +839,8 @@ mod tests {
             bytes: 3_000_002,
             sha256: sha256(&weights()),
             resumed: 1_000_000,
+            etag: Some("\"v1\"".into()),
+            last_modified: None,
         };
         assert_eq!(downloaded, expected);
         assert_fetched(folder.path(), &weights());
@@ -819,10 +921,12 @@ mod tests {
     #[test]
     fn starts_over_where_the_server_sends_another_part() {
         let answers = [
-            "206 Partial Content\r\nContent-Range: bytes 998-3000001/3000002",
-            "206 Partial Content\r\nContent-Range: bytes 999-3000000/3000001",
-            "206 Partial Content\r\nContent-Range: bytes ?/?",
-            "206 Partial Content",
+            "206 Partial Content\r\nETag: \"v1\"\r\nContent-Range: bytes 998-3000001/3000002",
+            "206 Partial Content\r\nETag: \"v1\"\r\nContent-Range: bytes 999-3000000/3000001",
+            "206 Partial Content\r\nETag: \"v1\"\r\nContent-Range: bytes 999-3000002/3000002",
+            "206 Partial Content\r\nETag: \"v1\"\r\nContent-Range: bytes 999-3000001/3000002",
+            "206 Partial Content\r\nETag: \"v1\"\r\nContent-Range: bytes ?/?",
+            "206 Partial Content\r\nETag: \"v1\"",
             "416 Range Not Satisfiable\r\nContent-Range: bytes */500",
         ];
         for answer in answers {
@@ -874,7 +978,7 @@ mod tests {
                 Some(first) => {
                     write!(
                         stream,
-                        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-3000001/*\r\n\r\n"
+                        "HTTP/1.1 206 Partial Content\r\n{headers}Content-Range: bytes {first}-3000001/*\r\n\r\n"
                     )?;
                     stream.write_all(&weights()[first..])
                 }
@@ -889,6 +993,115 @@ mod tests {
             heads[1]
         );
         assert_eq!((heads.len(), range(&heads[1])), (2, Some(2_000_000)));
+    }
+
+    /// A server that ignores If-Range, and whose file is another one by the time of the second request: what the part
+    /// says of itself is all that shows it.
+    #[test]
+    fn two_versions_never_make_a_file() {
+        let date = |day: usize| format!("Last-Modified: Sun, 0{day} Nov 1994 08:49:37 GMT\r\n");
+        let etag = |version: &str| format!("ETag: {version}\r\n");
+        let cases = [
+            (etag("\"v1\""), etag("\"v2\""), "another version"),
+            (etag("\"v1\""), String::new(), "does not say of which"),
+            (date(5), date(6), "another version"),
+            (date(5), String::new(), "does not say of which"),
+            (date(5), etag("\"v2\""), "does not say of which"),
+            (
+                etag("\"v1\"") + &date(5),
+                etag("\"v1\"") + &date(6),
+                "another version",
+            ),
+            (
+                etag("W/\"v1\"") + &date(5),
+                etag("W/\"v2\"") + &date(5),
+                "another version",
+            ),
+        ];
+        for (first, then, problem) in cases {
+            // Of the same length, so that this tells nothing.
+            let mut newer = weights();
+            newer.iter_mut().skip(2).for_each(|byte| *byte ^= 1);
+            let sent = newer.clone();
+            let (before, after) = (first.clone(), then.clone());
+            let folder = tempfile::tempdir().unwrap();
+            let server = Server::new(move |number, head, stream| match (number, range(head)) {
+                (0, _) => whole(stream, &before, &weights(), 2_000_000),
+                (_, None) => whole(stream, &after, &sent, usize::MAX),
+                (_, Some(from)) => {
+                    let (length, last, all) = (sent.len() - from, sent.len() - 1, sent.len());
+                    write!(
+                        stream,
+                        "HTTP/1.1 206 Partial Content\r\nContent-Length: {length}\r\n{after}\
+                         Content-Range: bytes {from}-{last}/{all}\r\n\r\n"
+                    )?;
+                    stream.write_all(&sent[from..])
+                }
+            });
+            // What is said where it goes no further.
+            let download = Download {
+                attempts: 2,
+                ..server.download(folder.path())
+            };
+            let message = message(&download);
+            assert!(message.contains(problem), "{first:?}, {then:?}: {message}");
+            assert!(names(folder.path()).is_empty());
+            // And that it starts over where it may.
+            drop(server);
+            let (sent, before, after) = (newer.clone(), first.clone(), then.clone());
+            let server = Server::new(move |number, head, stream| match (number, range(head)) {
+                (0, _) => whole(stream, &before, &weights(), 2_000_000),
+                (_, None) => whole(stream, &after, &sent, usize::MAX),
+                (_, Some(from)) => {
+                    let (last, all) = (sent.len() - 1, sent.len());
+                    write!(
+                        stream,
+                        "HTTP/1.1 206 Partial Content\r\n{after}Content-Range: bytes {from}-{last}/{all}\r\n\r\n"
+                    )?;
+                    stream.write_all(&sent[from..])
+                }
+            });
+            let downloaded = run(&server.download(folder.path())).unwrap();
+            assert_eq!(downloaded.sha256, sha256(&newer), "{first:?}, {then:?}");
+            assert_fetched(folder.path(), &newer);
+            let starts: Vec<_> = server.heads().iter().map(|head| range(head)).collect();
+            assert_eq!(starts, [None, Some(2_000_000), None]);
+        }
+    }
+
+    #[test]
+    fn another_file_than_before_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::new(|_, _, stream| whole(stream, VERSION, &weights(), usize::MAX));
+        let mut download = server.download(folder.path());
+        let mut seen = Seen {
+            url: download.url.clone(),
+            size: 3_000_002,
+            sha256: sha256(&weights()),
+            etag: None,
+            last_modified: None,
+            first_seen: 951_782_400,
+        };
+        download.seen = Some(seen.clone());
+        run(&download).unwrap();
+        seen.sha256 = sha256(b"another");
+        download.seen = Some(seen.clone());
+        assert_eq!(
+            message(&download),
+            format!(
+                "the file has changed since 2000-02-29: it had 3000002 bytes and the SHA-256 {}, now it has 3000002 \
+                 bytes and {}. Either its publisher has replaced it, or somebody on the way has",
+                sha256(b"another"),
+                sha256(&weights())
+            )
+        );
+        // Of another length it is not even fetched.
+        seen.size = 7;
+        download.seen = Some(seen);
+        assert!(message(&download).contains("it had 7 bytes and"));
+        assert!(run(&download).unwrap_err().is::<Changed>());
+        // What was there stays.
+        assert_fetched(folder.path(), &weights());
     }
 
     #[test]
@@ -1140,6 +1353,88 @@ mod tests {
         assert_eq!(message(&server.download(folder.path())), "too many redirects");
         assert_eq!(server.heads().len(), MAX_REDIRECTS as usize + 1);
         assert!(names(folder.path()).is_empty());
+    }
+
+    /// A server of https that answers every request alike.
+    fn https(answer: String) -> (SocketAddr, Download) {
+        use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+        let certificate = include_bytes!("../tests/tls/certificate.der").to_vec();
+        let key = include_bytes!("../tests/tls/key.der").to_vec();
+        let config =
+            rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(
+                    vec![certificate.into()],
+                    PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key)),
+                )
+                .unwrap();
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+                let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                    head.push(byte[0]);
+                }
+                let _ = stream.write_all(answer.as_bytes());
+                stream.conn.send_close_notify();
+                let _ = stream.flush();
+            }
+        });
+        let download = Download {
+            pause: Duration::from_millis(1),
+            proxy: None,
+            // The certificate is of nobody's; what is tested is where redirects may lead.
+            tls: TlsConfig::builder().disable_verification(true).build(),
+            ..Download::new(format!("https://{address}/weights"), "")
+        };
+        (address, download)
+    }
+
+    #[test]
+    fn no_redirect_leads_from_https_to_http() {
+        let folder = tempfile::tempdir().unwrap();
+        let plain = Server::new(|_, _, stream| whole(stream, VERSION, &weights(), usize::MAX));
+        let target = format!("http://{}/weights", plain.address);
+        let answer = format!("HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n");
+        let (_, mut download) = https(answer);
+        download.target = folder.path().join("weights");
+        assert_eq!(
+            message(&download),
+            format!(
+                "the server redirects from https to {target}, where anybody on the way could change the file: refused"
+            )
+        );
+        assert!(plain.heads().is_empty());
+        assert!(names(folder.path()).is_empty());
+
+        // The other way round, and from https to https.
+        let (address, mut download) = https("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsafe".into());
+        download.target = folder.path().join("weights");
+        run(&download).unwrap();
+        assert_fetched(folder.path(), b"safe");
+        let answer =
+            format!("HTTP/1.1 302 Found\r\nLocation: https://{address}/weights\r\nContent-Length: 0\r\n\r\n");
+        let away = answer.clone();
+        let plain = Server::new(move |_, _, stream| stream.write_all(away.as_bytes()));
+        run(&Download {
+            url: format!("http://{}/weights", plain.address),
+            ..download.clone()
+        })
+        .unwrap();
+        let (_, elsewhere) = https(answer);
+        run(&Download {
+            url: elsewhere.url,
+            ..download
+        })
+        .unwrap();
+        assert_fetched(folder.path(), b"safe");
     }
 
     #[test]

@@ -2,15 +2,25 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ernie_vil::ErnieConfig;
+use ernie_vil::weights::recognise;
 
 use crate::atomic_file::beside;
 use crate::cli::{self, Release};
 use crate::convert::{self, Conversion};
-use crate::download::Download;
+use crate::download::{Changed, Download};
 use crate::model;
+use crate::print::note;
 use crate::progress::{Progress, Unit};
+use crate::sums::{self, Seen, Sums};
+
+/// The vocabulary that ERNIE-ViL 2.0 was published with: the end of its address, and the SHA-256 of the file in Baidu's
+/// repository.
+const VOCAB: (&str, &str) = (
+    "//raw.githubusercontent.com/PaddlePaddle/ERNIE/ernie-kit-open-v1.0/Research/ERNIE-ViL2/packages/ernie_base_3.0/vocab.txt",
+    "e46b9391f7d6b20023be4ab9e286f3b984d1aad958d545fac27bd816734eb967",
+);
 
 pub fn run(args: &cli::Download, global: &cli::Global) -> Result<()> {
     Conversion::check_target(&args.target)?;
@@ -32,14 +42,36 @@ pub fn run(args: &cli::Download, global: &cli::Global) -> Result<()> {
     let mut vocab = Download::new(&args.vocab_url, folder.join("vocab.txt"));
     vocab.max_bytes = model::LARGEST_VOCAB;
     vocab.check_start = looks_like_vocabulary;
+    vocab.expected_sha256 = args
+        .vocab_sha256
+        .clone()
+        .or_else(|| args.vocab_url.ends_with(VOCAB.0).then(|| VOCAB.1.into()));
     let url = format!("{}/{file}", args.base_url.trim_end_matches('/'));
     let mut weights = Download::new(url, folder.join(file));
     weights.check_start = looks_like_pickle;
     weights.expected_sha256 = args.sha256.clone();
-    // The small file first: where it cannot be had, nobody waits for the large one.
-    for download in [&vocab, &weights] {
-        fetch(download, global.quiet)?;
+    if let Some(sums) = &args.sums {
+        ensure!(
+            !sums.starts_with(&args.target.output),
+            "{} lies in the model folder {}, which is made anew; choose another place for --sums",
+            sums.display(),
+            args.target.output.display()
+        );
     }
+    let sums = args.sums.clone().map(Sums::at).or_else(Sums::of_user);
+    // The small file first: where it cannot be had, nobody waits for the large one.
+    for (download, flag) in [(&mut vocab, "--vocab-sha256"), (&mut weights, "--sha256")] {
+        // Where a sum is given it says what the file has to be.
+        if download.expected_sha256.is_none() && !args.accept_changed {
+            download.seen = sums
+                .as_ref()
+                .map(|sums| sums.get(&download.url))
+                .transpose()?
+                .flatten();
+        }
+        fetch(download, sums.as_ref(), flag, global.quiet)?;
+    }
+    let fetched = [weights.target.clone(), vocab.target.clone()];
     let conversion = Conversion {
         name: format!("ERNIE-ViL 2.0 Base (ViT), {}", file.trim_end_matches(".pdparams")),
         published: Some(args.release.into()),
@@ -53,35 +85,77 @@ pub fn run(args: &cli::Download, global: &cli::Global) -> Result<()> {
     };
     conversion.run()?;
     if !args.keep {
-        fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+        for file in fetched {
+            fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+        }
+        // With what else is in it, the folder stays.
+        match fs::remove_dir(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => {
+                return Err(error).with_context(|| format!("removing {}", folder.display()));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
 
-/// Fetches a file, unless an earlier run fetched it whole.
-fn fetch(download: &Download, quiet: bool) -> Result<()> {
+/// Fetches a file, unless an earlier run fetched it whole. `flag` is the one that takes its sum.
+fn fetch(download: &Download, sums: Option<&Sums>, flag: &str, quiet: bool) -> Result<()> {
     if is_finished(download)? {
         return Ok(());
     }
+    if !download.is_https() && download.expected_sha256.is_none() && download.seen.is_none() {
+        note!(
+            "warning: {} is not encrypted: anybody on the way can send another file. {flag} says which one is taken",
+            download.url
+        );
+    }
     let name = download.target.file_name().unwrap_or_default().to_string_lossy();
     let progress = Progress::new(&name, Unit::Bytes, quiet);
-    let done = download.run(&progress)?;
+    let done = download.run(&progress);
     drop(progress);
+    let done = done.map_err(|error| match (sums, &download.seen) {
+        (Some(sums), Some(seen)) if error.is::<Changed>() => error.context(format!(
+            "{name} is not taken: --accept-changed takes it in the place of {}, which {} has",
+            seen.sha256,
+            sums.path().display()
+        )),
+        // Not where the server answered, whatever it said.
+        _ if download.is_https() && error.chain().any(|cause| cause.is::<ureq::Error>()) => error.context(format!(
+            "{name} was not fetched (where the server has no https, an address with http:// does without encryption)"
+        )),
+        _ => error,
+    })?;
+    if let Some(sums) = sums {
+        let seen = Seen {
+            url: download.url.clone(),
+            size: done.bytes,
+            sha256: done.sha256.clone(),
+            etag: done.etag.clone(),
+            last_modified: done.last_modified.clone(),
+            first_seen: sums::now(),
+        };
+        // The file is there and as it should be; only the next one cannot be compared with it.
+        if let Err(error) = sums.record(seen) {
+            note!("warning: the sum of {name} was not recorded: {error:#}");
+        }
+    }
     if !quiet {
         let resumed = match done.resumed {
             0 => String::new(),
             bytes => format!(", {bytes} of them by an earlier run"),
         };
-        eprintln!("fetched {}: {} bytes{resumed}", download.url, done.bytes);
-        eprintln!("sha256 {}", done.sha256);
+        note!("fetched {}: {} bytes{resumed}", download.url, done.bytes);
+        note!("sha256 {}", done.sha256);
     }
     Ok(())
 }
 
-/// Whether the file is there (it has its name only when it is whole) and has the sum that was asked for.
+/// Whether the file is there (it has its name only when it is whole) and has the sum that it should have.
 fn is_finished(download: &Download) -> Result<bool> {
+    let seen = download.seen.as_ref().map(|seen| &seen.sha256);
     Ok(download.target.is_file()
-        && match &download.expected_sha256 {
+        && match download.expected_sha256.as_ref().or(seen) {
             None => true,
             Some(sha256) => convert::source(&download.target, "")?
                 .sha256
@@ -90,9 +164,10 @@ fn is_finished(download: &Download) -> Result<bool> {
 }
 
 fn looks_like_pickle(start: &[u8]) -> Result<(), String> {
-    match start {
-        [0x80, 2..=5, ..] => Ok(()),
-        _ => Err(format!(
+    match (recognise(start), start) {
+        (Some(what), _) => Err(format!("it is {what}")),
+        (None, [0x80, 2..=5, ..]) => Ok(()),
+        (None, _) => Err(format!(
             "it starts with {}, which is no .pdparams file",
             show(start)
         )),
@@ -100,6 +175,9 @@ fn looks_like_pickle(start: &[u8]) -> Result<(), String> {
 }
 
 fn looks_like_vocabulary(start: &[u8]) -> Result<(), String> {
+    if let Some(what) = recognise(start) {
+        return Err(format!("it is {what}"));
+    }
     let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
     match line.iter().position(|&byte| byte == b'\t') {
         Some(tab) if !line[tab + 1..].is_empty() => Ok(()),

@@ -335,7 +335,10 @@ fn newer_and_rarer_layouts() {
 #[test]
 fn hostile_and_damaged_files_are_refused() {
     for (file, expected) in [
-        ("empty", "weights: the file is empty, expected a pickle"),
+        (
+            "empty",
+            "weights: the file is empty: was it downloaded or copied whole?",
+        ),
         (
             "eval",
             "weights: pickle, byte 35: the global \"builtins.eval\" is refused, a parameter file needs \
@@ -348,7 +351,8 @@ fn hostile_and_damaged_files_are_refused() {
         ),
         (
             "not_pickle",
-            "weights: not a pickle of protocol 2 to 5: byte 0 is 0x50, expected 0x80",
+            "weights: not a pickle of protocol 2 to 5: the file is a zip archive: unpack it, and give the file \
+             inside",
         ),
         (
             "shape_mismatch",
@@ -493,7 +497,59 @@ fn parts_that_share_their_data_cannot_ask_for_more_than_the_file_has() {
         p = p.text(&name.to_string());
     }
     let message = message(Checkpoint::parse(&p.op("esss.").0));
-    assert!(message.contains("the parts hold 20000000 values"), "{message}");
+    assert!(message.contains("the tensors share their data"), "{message}");
+}
+
+/// Tied weights, which are one array under several names, are no such thing.
+#[test]
+fn an_array_may_have_several_names() {
+    let mut p = Pickler::new()
+        .op("}")
+        .text("0")
+        .array(&[1000], "f4", &[0; 4000])
+        .op("q\x01s");
+    for name in 1..8 {
+        p = p.text(&name.to_string()).op("h\x01s");
+    }
+    let bytes = p.op(".").0;
+    let found = all(&Checkpoint::parse(&bytes).unwrap());
+    assert_eq!(found.len(), 8);
+    assert!(found.values().all(|(shape, _)| shape == &[1000]));
+}
+
+/// Of two entries with one key the later one counts, also where a table of cut tensors has a name twice.
+#[test]
+fn the_later_of_two_entries_counts() {
+    let p = Pickler::new()
+        .op("}")
+        .text("w")
+        .op("q\x010h\x01")
+        .array(&[1], "u1", &[1])
+        .op("s");
+    let p = p
+        .text("w")
+        .array(&[1], "u1", &[2])
+        .op("sh\x01")
+        .array(&[1], "u1", &[3])
+        .op("s.");
+    let bytes = p.0;
+    let checkpoint = Checkpoint::parse(&bytes).unwrap();
+    assert_eq!(checkpoint.read("w").unwrap(), TensorData::F32(vec![3.0].into()));
+
+    let about = |p: Pickler, size: i64, part: &str| {
+        let p = p.text("w").op("}").text("OriginShape").shape(&[size]).op("s");
+        p.text("slices").op("](").text(part).op("ess")
+    };
+    let p = Pickler::new().op("}").text("a").array(&[1], "u1", &[1]).op("s");
+    let p = p
+        .text("b")
+        .array(&[2], "u1", &[2, 3])
+        .op("s")
+        .text("UnpackBigParamInfor@@")
+        .op("}");
+    let bytes = about(about(p, 1, "a"), 2, "b").op("s.").0;
+    let found = all(&Checkpoint::parse(&bytes).unwrap());
+    assert_eq!(found["w"], (vec![2], vec![2.0, 3.0]));
 }
 
 #[test]
@@ -957,7 +1013,8 @@ fn all_missing_and_misshapen_tensors_are_told_at_once() {
     assert_eq!(
         message(check(&source, &wanted)),
         "weights: 2 tensors are missing:\n  c [4]\n  d [5]\n\
-         1 tensor has another shape:\n  a is [1, 2], expected [2, 1]"
+         1 tensor has another shape:\n  a is [1, 2], expected [2, 1]\n\
+         The file also holds 2 tensors of other names: \"more\", \"extra\"."
     );
     assert_eq!(
         check(&source, &expected(&[("b", &[3])])).unwrap(),
@@ -966,10 +1023,12 @@ fn all_missing_and_misshapen_tensors_are_told_at_once() {
 
     let message = message(check(&source, &image_tensors(VitConfig::base())));
     let lines: Vec<_> = message.lines().collect();
-    assert_eq!(lines.len(), 22);
+    assert_eq!(lines.len(), 23);
     assert_eq!(lines[0], "weights: 151 tensors are missing:");
     assert_eq!(lines[1], "  visual.class_embedding [1, 1, 768]");
     assert_eq!(lines[21], "  and 131 more");
+    let holds = "The file holds 4 tensors, none of which has an expected name: \"a\", \"b\", \"more\", \"extra\". Known names are";
+    assert!(lines[22].starts_with(holds), "{}", lines[22]);
 }
 
 #[test]

@@ -70,8 +70,17 @@ impl Tokenizer {
         ) else {
             let missing = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"].into_iter();
             let missing: Vec<_> = missing.filter(|token| vocabulary.id(token).is_none()).collect();
+            let hint = match missing
+                .iter()
+                .any(|token| vocabulary.id(&format!("\u{feff}{token}")).is_some())
+            {
+                true => {
+                    "; the file begins with a byte order mark, which is a part of its first token: save it without"
+                }
+                false => "",
+            };
             return Err(Error::Vocabulary(format!(
-                "no id for {}, expected [PAD], [CLS], [SEP] and [UNK] among the tokens",
+                "no id for {}, expected [PAD], [CLS], [SEP] and [UNK] among the tokens{hint}",
                 missing.join(", ")
             )));
         };

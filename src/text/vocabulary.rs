@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::{Error, Result};
+use crate::recognise::recognise;
+use crate::{Error, Result, json};
 
 /// The tokens of a `vocab.txt` and their ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +23,8 @@ impl Vocabulary {
     /// Narrower than the original's: the digits are ASCII and the id fits 64 bits.
     ///
     /// # Errors
-    /// [`Error::Vocabulary`] names the line that is not UTF-8 or whose id is no integer.
+    /// [`Error::Vocabulary`] names the line that is not UTF-8 or whose id is no integer, and what the file is where it
+    /// is a web page, an archive and the like ([`recognise`](crate::weights::recognise)).
     ///
     /// ```
     /// use ernie_vil::text::Vocabulary;
@@ -34,6 +36,12 @@ impl Vocabulary {
     /// ```
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let mut ids = HashMap::new();
+        // That of UTF-8 stays in the first token, as in the original; others say that the text is none.
+        json::without_mark(bytes).map_err(Error::Vocabulary)?;
+        // Every text is a vocabulary of some kind, so that these would only be missed for their special tokens.
+        if let Some(what) = recognise(bytes) {
+            return Err(Error::Vocabulary(format!("the file is {what}")));
+        }
         for (line_number, line) in (0i64..).zip(lines(bytes)) {
             let error = |message| Error::Vocabulary(format!("line {}: {message}", line_number + 1));
             let line = str::from_utf8(line).map_err(|e| {

@@ -9,6 +9,7 @@
 //! - [`RandomWeights`]: any structure with random values, to measure with.
 //! - [`text_config_from_original`], [`vision_config_from_original`], [`image_config_from_json`], [`infer_vision_config`], [`infer_type_tables`]: the
 //!   sizes of the towers, from the original's configuration files or from the tensors' shapes.
+//! - [`recognise`]: what a file is that is none of these.
 //! - [`convert`] and [`Manifest`]: what a model folder is made of; [`Quantised`]: its matrices in eight or four bits.
 //!
 //! Nothing here opens a file: bytes come in as slices (memory-mapped ones keep the peak of memory
@@ -41,6 +42,7 @@ pub use source::{
 };
 pub use stream::TensorStream;
 
+pub use crate::recognise::recognise;
 use crate::{Error, Result};
 
 fn weights<T>(message: impl Into<String>) -> Result<T> {

@@ -1,11 +1,14 @@
 use serde::Deserialize;
 
-use super::{TensorSource, weights};
+use super::source::holdings;
+use super::{TEMPERATURE, TensorSource, quoted, weights};
 use crate::{Activation, ErnieConfig, Error, ImageConfig, Result, VitConfig, json};
 
 /// The original fixes the text tower's LayerNorm epsilon in its code; Hugging Face's configurations state one.
 const TEXT_EPSILON: f64 = 1e-5;
 const IMAGE_EPSILON: f64 = 1e-6;
+/// x * sigmoid(1.702 x), which the image tower computes, as PaddleNLP calls it.
+const IMAGE_ACTIVATION: &str = "quick_gelu";
 /// Width of an image tower's attention head in every published size.
 const IMAGE_HEAD_WIDTH: usize = 64;
 
@@ -24,8 +27,148 @@ struct TextConfig {
     layer_norm_eps: Option<f64>,
 }
 
-/// Reads the text tower's sizes from a configuration file of the original (`text_model_config`) or of Hugging
-/// Face's `ErnieModel`. Keys that do not matter to inference are ignored. So are those of the sentence-type and
+/// The `config.json` of PaddleNLP's `ErnieViLModel`, a configuration for each tower; what is not said has the value that
+/// PaddleNLP gives it.
+#[derive(Deserialize)]
+struct PaddleNlp {
+    text_config: PaddleNlpText,
+    vision_config: PaddleNlpVision,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct PaddleNlpText {
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    max_position_embeddings: usize,
+    hidden_act: Activation,
+    intermediate_size: usize,
+    layer_norm_eps: f64,
+    use_task_id: bool,
+    task_id: usize,
+}
+
+impl Default for PaddleNlpText {
+    fn default() -> Self {
+        let base = ErnieConfig::base();
+        Self {
+            vocab_size: base.vocab_size,
+            hidden_size: base.width,
+            num_hidden_layers: base.depth,
+            num_attention_heads: base.heads,
+            max_position_embeddings: base.max_positions,
+            hidden_act: base.activation,
+            intermediate_size: base.mlp_width,
+            layer_norm_eps: base.epsilon,
+            use_task_id: false,
+            task_id: 0,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct PaddleNlpVision {
+    image_size: usize,
+    patch_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    layer_norm_eps: f64,
+    hidden_act: String,
+}
+
+impl Default for PaddleNlpVision {
+    fn default() -> Self {
+        let base = VitConfig::base();
+        Self {
+            image_size: base.image_size,
+            patch_size: base.patch_size,
+            hidden_size: base.width,
+            num_hidden_layers: base.depth,
+            num_attention_heads: base.heads,
+            intermediate_size: base.mlp_width,
+            layer_norm_eps: base.epsilon,
+            hidden_act: IMAGE_ACTIVATION.into(),
+        }
+    }
+}
+
+impl PaddleNlp {
+    /// Reads it; `None` where the file is a configuration of another form.
+    fn read(json: &[u8], what: &str) -> Result<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Form {
+            text_config: Option<serde::de::IgnoredAny>,
+            vision_config: Option<serde::de::IgnoredAny>,
+        }
+        let form: Form = read(json, what)?;
+        match form.text_config.is_some() || form.vision_config.is_some() {
+            true => read(json, what).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn text(self) -> Result<ErnieConfig> {
+        let text = self.text_config;
+        if text.use_task_id && text.task_id != 0 {
+            return Err(Error::Config(format!(
+                "text configuration: task_id is {}, expected 0",
+                text.task_id
+            )));
+        }
+        if text.num_attention_heads == 0 || !text.hidden_size.is_multiple_of(text.num_attention_heads) {
+            return Err(Error::Config(format!(
+                "text configuration: hidden_size is {}, expected a multiple of num_attention_heads, {}",
+                text.hidden_size, text.num_attention_heads
+            )));
+        }
+        let head_width = text.hidden_size / text.num_attention_heads;
+        let config = ErnieConfig {
+            vocab_size: text.vocab_size,
+            max_positions: text.max_position_embeddings,
+            width: text.hidden_size,
+            depth: text.num_hidden_layers,
+            heads: text.num_attention_heads,
+            query_head_width: head_width,
+            value_head_width: head_width,
+            mlp_width: text.intermediate_size,
+            activation: text.hidden_act,
+            epsilon: text.layer_norm_eps,
+            sentence_types: None,
+            task_types: None,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn image(self) -> Result<VitConfig> {
+        let vision = self.vision_config;
+        if vision.hidden_act != IMAGE_ACTIVATION {
+            return Err(Error::Config(format!(
+                "image configuration: hidden_act is {}, expected \"{IMAGE_ACTIVATION}\"",
+                quoted(&vision.hidden_act)
+            )));
+        }
+        let config = VitConfig {
+            image_size: vision.image_size,
+            patch_size: vision.patch_size,
+            width: vision.hidden_size,
+            depth: vision.num_hidden_layers,
+            heads: vision.num_attention_heads,
+            mlp_width: vision.intermediate_size,
+            epsilon: vision.layer_norm_eps,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Reads the text tower's sizes from a configuration file of the original (`text_model_config`), of Hugging
+/// Face's `ErnieModel`, or of PaddleNLP's `ErnieViLModel`, which has those of both towers. Keys that do not matter to inference are ignored. So are those of the sentence-type and
 /// task-type tables, as the original ignores them: whether a model has these tables is seen in its weights
 /// ([`infer_type_tables`]).
 ///
@@ -41,6 +184,9 @@ struct TextConfig {
 /// # Ok::<(), ernie_vil::Error>(())
 /// ```
 pub fn text_config_from_original(json: &[u8]) -> Result<ErnieConfig> {
+    if let Some(config) = PaddleNlp::read(json, "text configuration")? {
+        return config.text();
+    }
     let original: TextConfig = read(json, "text configuration")?;
     let width = original.hidden_size;
     let heads = original.num_attention_heads;
@@ -89,7 +235,8 @@ struct VisionConfig {
 
 /// Reads the image tower's sizes from a file with the arguments of the original's vision
 /// transformer: `img_size`, `patch_size`, `embed_dim`, `depth`, `num_heads`, and where they are not
-/// the usual ones `mlp_ratio` (4) and `epsilon` (1e-6).
+/// the usual ones `mlp_ratio` (4) and `epsilon` (1e-6). Also from the `config.json` of PaddleNLP's `ErnieViLModel`, which
+/// has the sizes of both towers.
 ///
 /// # Errors
 /// [`Error::Config`] where it is not JSON, where a size is missing or out of range, and where
@@ -102,6 +249,9 @@ struct VisionConfig {
 /// # Ok::<(), ernie_vil::Error>(())
 /// ```
 pub fn vision_config_from_original(json: &[u8]) -> Result<VitConfig> {
+    if let Some(config) = PaddleNlp::read(json, "image configuration")? {
+        return config.image();
+    }
     let original: VisionConfig = read(json, "image configuration")?;
     if original.qkv_bias == Some(false) {
         return Err(Error::Config(
@@ -216,8 +366,21 @@ pub fn infer_vision_config(source: &dyn TensorSource) -> Result<VitConfig> {
 
 fn shape<const N: usize>(source: &dyn TensorSource, name: &str) -> Result<[usize; N]> {
     let Some(found) = source.shape(name) else {
+        // What one of the towers, of whatever size, has is no surprise.
+        let known = |name: &String| {
+            name.starts_with("visual.") || name.starts_with("text_model.") || name == TEMPERATURE
+        };
+        let known: Vec<_> = source
+            .names()
+            .into_iter()
+            .filter(known)
+            .map(|name| (name, Vec::new()))
+            .collect();
+        let holdings = holdings(source, &known)
+            .map(|text| format!(". {text}"))
+            .unwrap_or_default();
         return weights(format!(
-            "{name} is missing, the image tower's sizes cannot be told"
+            "{name} is missing, the image tower's sizes cannot be told{holdings}"
         ));
     };
     found

@@ -1,5 +1,6 @@
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use half::{bf16, f16};
 
@@ -10,6 +11,9 @@ use crate::{Error, Result};
 
 /// Paddle's table of the tensors that were cut into parts.
 const CUT_TENSORS: &str = "UnpackBigParamInfor@@";
+/// The data of all tensors together may be so many times as long as the file: an array may be there under several names,
+/// as tied weights are, but a small file of a large array under thousands of names would take hours.
+const MOST_SHARED: usize = 8;
 /// Where a training checkpoint keeps the model among others, the first that is there.
 const MODEL_KEYS: [&str; 2] = ["model", "state_dict"];
 
@@ -49,7 +53,8 @@ impl<'a> Checkpoint<'a> {
     /// # Errors
     /// [`Error::Weights`] where the bytes are not a pickle or ask for more than plain data and arrays
     /// (see [`parse`]), where there is no dictionary of tensors, where there are several and none is
-    /// called `model` or `state_dict`, and where a tensor's data is not as long as its shape asks for.
+    /// called `model` or `state_dict`, where a tensor's data is not as long as its shape asks for, and where tensors
+    /// share so much data that all of them are more than eight times as long as the file.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
         let pickle = parse(bytes)?;
         let root = pickle.root();
@@ -64,16 +69,18 @@ impl<'a> Checkpoint<'a> {
         }
         let tensors = state_dict(&pickle, root)?;
         let table = lookup(&pickle, tensors, CUT_TENSORS);
-        let mut checkpoint = Self::collect(&pickle, tensors)?;
+        let mut checkpoint = Self::collect(&pickle, tensors, bytes.len().saturating_mul(MOST_SHARED))?;
         if let Some(table) = table {
             checkpoint.join(&pickle, table, bytes.len())?;
         }
         Ok(checkpoint)
     }
 
-    fn collect(pickle: &Pickle<'a>, dict: Value<'a>) -> Result<Self> {
+    /// Takes the tensors of a dictionary, of which the data has `most` bytes at most.
+    fn collect(pickle: &Pickle<'a>, dict: Value<'a>, most: usize) -> Result<Self> {
         let mut tensors = BTreeMap::new();
-        for &(key, value) in pickle.entries(dict) {
+        let mut bytes = 0usize;
+        for (key, value) in latest(pickle.entries(dict)) {
             let Some(array) = tensor(pickle, value) else {
                 continue;
             };
@@ -83,29 +90,45 @@ impl<'a> Checkpoint<'a> {
             let Some(name) = text.as_str() else {
                 return weights("a tensor's name is not UTF-8 of at most 4096 bytes");
             };
+            // The same name may be written twice.
+            let Entry::Vacant(entry) = tensors.entry(name) else {
+                continue;
+            };
             check_length(array).map_err(|e| e.within(format!("tensor {}", quoted(name))))?;
-            tensors.insert(
-                name,
-                Stored {
-                    shape: array.shape.clone(),
-                    parts: vec![array.clone()],
-                },
-            );
+            bytes = bytes.saturating_add(match array.data {
+                Bytes::Raw(data) | Bytes::Latin1(data) => data.len(),
+            });
+            if bytes > most {
+                return weights(format!(
+                    "the tensors share their data: all of them have more than {most} bytes, {MOST_SHARED} times the \
+                     file's"
+                ));
+            }
+            entry.insert(Stored {
+                shape: array.shape.clone(),
+                parts: vec![array.clone()],
+            });
         }
         Ok(Self { tensors })
     }
 
     /// Joins the tensors that the table says were cut; `most` values at most.
     fn join(&mut self, pickle: &Pickle<'a>, table: Value<'a>, most: usize) -> Result<()> {
-        for &(key, about) in pickle.entries(table) {
+        // Apart from the parts, so that none of them is a part of another: each of the file's is taken once.
+        let mut all = BTreeMap::new();
+        for (key, about) in latest(pickle.entries(table)) {
             let Some(name) = text(key) else {
                 return weights(format!("{CUT_TENSORS}: a name is {}", pickle.describe(key)));
+            };
+            let Entry::Vacant(entry) = all.entry(name) else {
+                continue;
             };
             let joined = self
                 .joined(pickle, about, most)
                 .map_err(|e| e.within(format!("{CUT_TENSORS}, {}", quoted(name))))?;
-            self.tensors.insert(name, joined);
+            entry.insert(joined);
         }
+        self.tensors.extend(all);
         Ok(())
     }
 
@@ -195,11 +218,11 @@ fn state_dict<'a>(pickle: &Pickle<'a>, root: Value<'a>) -> Result<Value<'a>> {
     let mut inner = BTreeMap::new();
     // One dictionary may stand under many keys, and is looked through once.
     let mut seen = HashMap::new();
-    for &(key, value) in pickle.entries(root) {
+    for (key, value) in latest(pickle.entries(root)) {
         if let (Some(key), Value::Dict(id)) = (text(key), value)
             && *seen.entry(id).or_insert_with(|| holds_tensors(value))
         {
-            inner.insert(key, value);
+            inner.entry(key).or_insert(value);
         }
     }
     if let Some(&model) = MODEL_KEYS.iter().find_map(|key| inner.get(key)) {
@@ -242,11 +265,22 @@ fn text<'a>(value: Value<'a>) -> Option<&'a str> {
 
 /// The value under a key; where it was set twice, the later one.
 fn lookup<'a>(pickle: &Pickle<'a>, dict: Value<'a>, key: &str) -> Option<Value<'a>> {
-    let entries = pickle.entries(dict).iter().rev();
+    let mut entries = pickle.entries(dict).iter().rev();
     entries
-        .into_iter()
-        .find(|&&(name, _)| text(name) == Some(key))
+        .find(|(name, _)| matches!(name, Value::Text(text) if text.is(key)))
         .map(|&(_, value)| value)
+}
+
+/// Entries from the last one to the first. Those whose key is not only equal to that of a later one but stands at the
+/// same place of the file are left out: a long key that is used again and again is looked at once.
+fn latest<'e, 'a>(
+    entries: &'e [(Value<'a>, Value<'a>)],
+) -> impl Iterator<Item = (Value<'a>, Value<'a>)> + use<'e, 'a> {
+    let mut seen = HashSet::new();
+    entries.iter().rev().copied().filter(move |(key, _)| match key {
+        Value::Text(text) => seen.insert(text.place()),
+        _ => true,
+    })
 }
 
 /// The element types that become `f32`.

@@ -28,6 +28,7 @@ use std::collections::HashMap;
 
 use super::{quoted, weights};
 use crate::Result;
+use crate::recognise::{mistaken, recognise};
 
 /// No pickle may have more operations. A parameter file has about 25 a tensor, and as every
 /// operation builds at most one object this bounds the memory taken, to some 100 MB at worst.
@@ -100,6 +101,16 @@ impl<'a> Text<'a> {
         const LONGEST: usize = 4096;
         let bytes = Some(self.0).filter(|bytes| bytes.len() <= LONGEST)?;
         std::str::from_utf8(bytes).ok()
+    }
+
+    /// Whether it is this string; of two of another length no byte is looked at.
+    pub(super) fn is(self, text: &str) -> bool {
+        self.0 == text.as_bytes()
+    }
+
+    /// Where it lies in memory: a string that a file uses again and again has one place.
+    pub(super) fn place(self) -> (*const u8, usize) {
+        (self.0.as_ptr(), self.0.len())
     }
 }
 
@@ -271,16 +282,13 @@ impl<'a> Pickle<'a> {
 /// has no need of, or have more than 2^20 operations.
 pub fn parse(bytes: &[u8]) -> Result<Pickle<'_>> {
     match bytes {
-        [] => return weights("the file is empty, expected a pickle"),
-        [0x80, 2..=5, ..] => {}
+        // PyTorch wrote pickles, too, with its tensors behind them.
+        [0x80, 2..=5, ..] if recognise(bytes).is_none() => {}
+        [0x80, 2..=5, ..] | [] => return weights(mistaken(bytes)),
         [0x80, protocol, ..] => {
             return weights(format!("the pickle is of protocol {protocol}, expected 2 to 5"));
         }
-        [first, ..] => {
-            return weights(format!(
-                "not a pickle of protocol 2 to 5: byte 0 is {first:#04x}, expected 0x80"
-            ));
-        }
+        _ => return weights(format!("not a pickle of protocol 2 to 5: {}", mistaken(bytes))),
     }
     let mut machine = Machine {
         bytes,

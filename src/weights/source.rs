@@ -7,8 +7,10 @@ use half::{bf16, f16};
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
+use super::names::KNOWN_NAMES;
 use super::quantised::{Packings, SCALE, Stored, packings, whole};
 use super::{Quantised, quoted, weights};
+use crate::recognise::{mistaken, recognise};
 use crate::{EfficientNetConfig, ErnieConfig, Error, ImageConfig, Result, VitConfig};
 
 /// The values of a tensor, the last index running fastest.
@@ -101,8 +103,8 @@ impl<'a> SafetensorsFile<'a> {
     /// # Errors
     /// [`Error::Weights`] where the header is damaged or does not cover the bytes exactly.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
-        let (length, header) = SafeTensors::read_metadata(bytes)
-            .map_err(|error| Error::Weights(format!("not a safetensors file: {error}")))?;
+        let (length, header) =
+            SafeTensors::read_metadata(bytes).map_err(|error| no_safetensors(bytes, error.to_string()))?;
         Ok(Self {
             packings: packings(&header)?,
             header,
@@ -156,6 +158,20 @@ impl TensorSource for SafetensorsFile<'_> {
         };
         read().map_err(|e| e.within(format!("tensor {}", quoted(name))))
     }
+}
+
+/// The error for a file that is none of these: what it is where that is known, and else what is wrong with it.
+pub(super) fn no_safetensors(start: &[u8], problem: String) -> Error {
+    let what = match (start, recognise(start)) {
+        ([], _) => Some(mistaken(start)),
+        (_, Some(what)) => Some(format!("the file is {what}")),
+        // The length of a header may begin so, but then a header follows.
+        ([0x80, 2..=5, ..], _) if start.get(8) != Some(&b'{') => {
+            Some("the file is a pickle (.pdparams): \"ernie-vil convert\" makes a model folder of it".into())
+        }
+        _ => None,
+    };
+    Error::Weights(format!("not a safetensors file: {}", what.unwrap_or(problem)))
 }
 
 /// Values in place where the slice is aligned to them (the format does not promise it), else a copy.
@@ -333,14 +349,15 @@ impl Tensors {
 ///
 /// # Errors
 /// [`Error::Weights`] with all tensors that are missing or have another shape; the first twenty of
-/// each by name.
+/// each by name. Where some are missing it says what the file holds instead, and where all are, whose names are known.
 ///
 /// ```
 /// use ernie_vil::weights::{SafetensorsFile, check};
 ///
 /// let empty = SafetensorsFile::parse(b"\x02\0\0\0\0\0\0\0{}")?;
-/// let error = check(&empty, &[("visual.class_embedding".into(), vec![1, 1, 768])]).unwrap_err();
-/// assert!(error.to_string().ends_with("1 tensor is missing:\n  visual.class_embedding [1, 1, 768]"));
+/// let error = check(&empty, &[("visual.class_embedding".into(), vec![1, 1, 768])]).unwrap_err().to_string();
+/// assert!(error.contains("1 tensor is missing:\n  visual.class_embedding [1, 1, 768]"), "{error}");
+/// assert!(error.ends_with("The file holds no tensor."), "{error}");
 /// # Ok::<(), ernie_vil::Error>(())
 /// ```
 pub fn check(source: &dyn TensorSource, expected: &[(String, Vec<usize>)]) -> Result<Vec<String>> {
@@ -368,8 +385,49 @@ pub fn check(source: &dyn TensorSource, expected: &[(String, Vec<usize>)]) -> Re
             "tensor has another shape",
             "tensors have another shape",
         ),
+        (!missing.is_empty())
+            .then(|| holdings(source, expected))
+            .flatten(),
     ];
     weights(lists.into_iter().flatten().collect::<Vec<_>>().join("\n"))
+}
+
+/// What a source holds beside the tensors that are expected of it, in a sentence; `None` where that is nothing.
+pub(super) fn holdings(source: &dyn TensorSource, expected: &[(String, Vec<usize>)]) -> Option<String> {
+    const MOST: usize = 6;
+    let expected: BTreeSet<_> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    // A checkpoint has both towers and the temperature, of which one tower is asked for.
+    let elsewhere = ["visual.", "text_model.", TEMPERATURE]
+        .map(|start| Some(start).filter(|start| !expected.iter().any(|name| name.starts_with(start))));
+    let is_elsewhere = |name: &str| elsewhere.iter().flatten().any(|start| name.starts_with(start));
+    let names = source.names();
+    let others: Vec<_> = names
+        .iter()
+        .filter(|name| !expected.contains(name.as_str()) && !is_elsewhere(name))
+        .collect();
+    if names.is_empty() {
+        return Some("The file holds no tensor.".into());
+    }
+    if others.is_empty() {
+        return None;
+    }
+    let shown: Vec<_> = others.iter().take(MOST).map(|name| quoted(name)).collect();
+    let more = match others.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(match others.len() == names.len() {
+        false => format!(
+            "The file also holds {} tensors of other names: {}{more}.",
+            others.len(),
+            shown.join(", ")
+        ),
+        true => format!(
+            "The file holds {} tensors, none of which has an expected name: {}{more}. Known names are {KNOWN_NAMES}.",
+            others.len(),
+            shown.join(", ")
+        ),
+    })
 }
 
 /// A heading and the first lines under it; `None` where there are none.

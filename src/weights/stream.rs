@@ -1,5 +1,5 @@
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use super::quantised::{Packings, SCALE, Stored, packings, whole};
+use super::source::no_safetensors;
 use super::{TensorData, TensorSource, check, count, quoted, weights};
 use crate::{Error, Result, json};
 
@@ -183,9 +184,9 @@ impl TensorStream {
         }
         let length = u64::from_le_bytes(*self.header.first_chunk().expect("eight bytes are there"));
         if length > LONGEST_HEADER as u64 {
-            return weights(format!(
-                "not a safetensors file: a header of {length} bytes, expected at most {LONGEST_HEADER}"
-            ));
+            let start: Vec<_> = [&self.header, rest].concat();
+            let problem = format!("a header of {length} bytes, expected at most {LONGEST_HEADER}");
+            return Err(no_safetensors(&start, problem));
         }
         if collect(&mut self.header, 8 + length as usize) {
             self.read_header()?;
@@ -199,6 +200,7 @@ impl TensorStream {
         let invalid = |problem: String| Error::Weights(format!("not a safetensors file: {problem}"));
         let metadata: Metadata = json::from_bytes(&self.header[8..]).map_err(invalid)?;
         self.packings = packings(&metadata)?;
+        let expected: HashSet<_> = self.expected.iter().map(|(name, _)| name.as_str()).collect();
         let mut end = 0;
         for name in metadata.offset_keys() {
             let info = metadata.info(&name).expect("the name comes from the header");
@@ -220,7 +222,7 @@ impl TensorStream {
                 self.shapes.insert(name.clone(), shape.clone());
             }
             self.coming.push(Coming {
-                wanted: self.expected.iter().any(|(expected, _)| expected == whole),
+                wanted: expected.contains(whole),
                 bytes: next - start,
                 dtype: info.dtype,
                 filled: 0,
