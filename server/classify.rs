@@ -1,17 +1,21 @@
 //! `ernie-vil classify`: which of some labels a picture fits, without training.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use ernie_vil::classify::{PLACE, TEMPLATES, label_vectors, probabilities, prompts};
 use ernie_vil::image::Pixels;
+use ernie_vil::text_file::text;
 use ernie_vil::vectors::Embeddings;
 use rayon::prelude::*;
 use serde_json::json;
 
 use crate::cli;
+use crate::images;
 use crate::model::{self, Model};
+use crate::pictures;
+use crate::print::{self, note, outln};
 use crate::search::crop;
 
 /// Pictures, and prompts, that go through a tower together.
@@ -46,10 +50,13 @@ pub fn run(args: &cli::Classify, global: &cli::Global) -> Result<()> {
     let rows = Embeddings::new(prompts.len(), width, values)?;
     let label_vectors = label_vectors(rows, templates.len())?;
 
-    let preprocessor = model.preprocessor();
+    let (preprocessor, limits) = (model.preprocessor(), images::limits(&args.limits));
     let mut failed = 0;
     for files in args.images.chunks(BATCH) {
-        let inputs: Vec<Result<Pixels>> = files.par_iter().map(|file| crop(&preprocessor, file)).collect();
+        let inputs: Vec<Result<Pixels>> = files
+            .par_iter()
+            .map(|file| crop(&preprocessor, file, &limits))
+            .collect();
         let mut read = Vec::new();
         let mut crops = Vec::new();
         for (file, input) in files.iter().zip(inputs) {
@@ -60,7 +67,7 @@ pub fn run(args: &cli::Classify, global: &cli::Global) -> Result<()> {
                 }
                 Err(error) => {
                     failed += 1;
-                    eprintln!("skipped {error:#}");
+                    note!("skipped {error:#}");
                 }
             }
         }
@@ -70,7 +77,7 @@ pub fn run(args: &cli::Classify, global: &cli::Global) -> Result<()> {
                 file,
                 &ranking(&labels, &label_vectors, image, config.scale()),
                 args,
-            );
+            )?;
         }
     }
     match failed {
@@ -79,21 +86,126 @@ pub fn run(args: &cli::Classify, global: &cli::Global) -> Result<()> {
     }
 }
 
-/// The labels of the command line or of the file, one a line.
+/// A label and where it stands.
+struct Label {
+    text: String,
+    place: String,
+}
+
+/// The labels of the command line and of the file.
 fn labels(args: &cli::Classify) -> Result<Vec<String>> {
-    let mut labels = args.labels.clone();
+    let mut labels = labels_of_arguments(&args.labels)?;
     if let Some(path) = &args.labels_file {
-        let name = || path.display().to_string();
-        let text = String::from_utf8(model::read(path, model::LARGEST_VOCAB)?).with_context(name)?;
-        labels.extend(text.lines().map(|line| line.trim().to_owned()));
-        labels.retain(|label| !label.is_empty());
-        ensure!(!labels.is_empty(), "{} has no label, expected one a line", name());
+        let name = path.display().to_string();
+        let bytes = model::read(path, model::LARGEST_VOCAB)?;
+        let text = text(&bytes).with_context(|| name.clone())?;
+        labels.extend(labels_of_file(text, &name)?);
     }
-    let mut seen = HashSet::new();
-    if let Some(label) = labels.iter().find(|label| !seen.insert(*label)) {
-        bail!("the label {label:?} is there twice, expected each one once");
+    let mut places = HashMap::new();
+    for Label { text, place } in &labels {
+        if let Some(before) = places.insert(text, place) {
+            bail!("the label {text:?} is there twice, as {before} and as {place}, expected each one once");
+        }
+    }
+    Ok(labels.into_iter().map(|label| label.text).collect())
+}
+
+/// The labels of `--labels`, which clap took apart at its commas.
+fn labels_of_arguments(arguments: &[String]) -> Result<Vec<Label>> {
+    if let [only] = arguments
+        && Path::new(only).is_file()
+    {
+        bail!(
+            "--labels is the name of a file, {only:?}, expected labels; --labels-file reads them from a file"
+        );
+    }
+    let mut labels = Vec::new();
+    for (at, text) in arguments.iter().enumerate() {
+        let (text, number) = (text.trim(), at + 1);
+        ensure!(
+            !text.is_empty(),
+            "--labels: label {number} of {} is empty; remove the comma {}",
+            arguments.len(),
+            if number == arguments.len() {
+                "at the end"
+            } else {
+                "too many"
+            }
+        );
+        if let Some(separator) = text.chars().find(|c| SEPARATORS.contains(c)) {
+            bail!(
+                "--labels: label {number} is {text:?}, expected a comma (,) between two labels, not {}; a label that \
+                 has one goes into a file (--labels-file)",
+                name_of(separator)
+            );
+        }
+        labels.push(Label {
+            text: text.to_owned(),
+            place: format!("label {number} of --labels"),
+        });
     }
     Ok(labels)
+}
+
+/// What people write between labels instead of a comma.
+const SEPARATORS: [char; 8] = ['，', '、', '；', ';', '|', '\n', '\r', '\t'];
+
+fn name_of(separator: char) -> String {
+    match separator {
+        '，' => "a full-width comma (，)".into(),
+        '\n' | '\r' => "a line break".into(),
+        '\t' => "a tab".into(),
+        other => format!("{other:?}").replace('\'', "\""),
+    }
+}
+
+/// The labels of a file, one a line.
+fn labels_of_file(text: &str, name: &str) -> Result<Vec<Label>> {
+    let mut labels: Vec<Label> = Vec::new();
+    let ends = |c| c == '\n' || c == '\r';
+    for (line, label) in (1..).zip(text.replace("\r\n", "\n").split(ends)) {
+        let label = label.trim();
+        if label.is_empty() {
+            continue;
+        }
+        let wrong = if labels.is_empty() && label.starts_with(['[', '{']) {
+            "as in JSON"
+        } else if label.contains('\t') {
+            "with a tab in it"
+        } else if label.starts_with("# ") || label.starts_with("//") || label == "#" {
+            "as in a comment, which a file of labels cannot have"
+        } else if label.ends_with([',', '，', '、', ';', '；']) {
+            "with a separator at its end"
+        } else {
+            labels.push(Label {
+                text: label.to_owned(),
+                place: format!("line {line} of {name}"),
+            });
+            continue;
+        };
+        bail!(
+            "{name}: line {line} is {:?}, {wrong}, expected a label alone on each line",
+            shortened(label)
+        );
+    }
+    if let [only] = &labels[..]
+        && only.text.contains([',', '，', '、', ';', '；'])
+    {
+        bail!(
+            "{name} has one line, {:?}, expected one label a line, not several with commas between",
+            shortened(&only.text)
+        );
+    }
+    ensure!(!labels.is_empty(), "{name} has no label, expected one a line");
+    Ok(labels)
+}
+
+/// Enough of a text to recognise it by.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// A label, its score and its share, the likeliest first.
@@ -113,18 +225,20 @@ fn ranking<'a>(
     ranking
 }
 
-fn print(file: &Path, ranking: &[(&str, f32, f32)], args: &cli::Classify) {
+fn print(file: &Path, ranking: &[(&str, f32, f32)], args: &cli::Classify) -> Result<()> {
     let best = &ranking[..args.top.min(ranking.len())];
     if args.json {
         let labels: Vec<_> = best
             .iter()
             .map(|(label, score, share)| json!({"label": label, "score": score, "probability": share}))
             .collect();
-        println!("{}", json!({"file": file, "labels": labels}));
-        return;
+        let mut line = pictures::json_fields(file);
+        line.insert("labels".into(), labels.into());
+        return outln!("{}", serde_json::Value::from(line));
     }
-    println!("{}", file.display());
+    print::write_lines(&[&pictures::printed(file)[..], b"\n"].concat())?;
     for (label, _, share) in best {
-        println!("{:8.2} %  {label}", share * 100.0);
+        outln!("{:8.2} %  {label}", share * 100.0)?;
     }
+    Ok(())
 }

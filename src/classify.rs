@@ -21,6 +21,9 @@ use crate::{Error, Result};
 /// What stands for the label in a template.
 pub const PLACE: &str = "{}";
 
+/// What other programs write for it, and what a Chinese keyboard makes of it.
+const OTHER_PLACES: [&str; 6] = ["%s", "｛｝", "{｝", "｛}", "()", "<label>"];
+
 /// The templates of an ensemble, for photographs and drawings.
 ///
 /// ```
@@ -44,7 +47,7 @@ pub const TEMPLATES: [&str; 12] = [
 /// Every label in every template, label by label.
 ///
 /// # Errors
-/// [`Error::Text`] where there is no label or no template, and where a template has no [`PLACE`].
+/// [`Error::Text`] where there is no label or no template, a label is empty, and where a template has no [`PLACE`].
 pub fn prompts<L: AsRef<str>, T: AsRef<str>>(labels: &[L], templates: &[T]) -> Result<Vec<String>> {
     if labels.is_empty() || templates.is_empty() {
         return Err(Error::Text(format!(
@@ -53,9 +56,24 @@ pub fn prompts<L: AsRef<str>, T: AsRef<str>>(labels: &[L], templates: &[T]) -> R
             templates.len()
         )));
     }
-    if let Some(template) = templates.iter().map(T::as_ref).find(|text| !text.contains(PLACE)) {
+    if let Some(at) = labels.iter().position(|label| label.as_ref().trim().is_empty()) {
         return Err(Error::Text(format!(
-            "the template {template:?} has no {PLACE} where the label goes"
+            "label {} of {} is empty, expected some text",
+            at + 1,
+            labels.len()
+        )));
+    }
+    if let Some(template) = templates.iter().map(T::as_ref).find(|text| !text.contains(PLACE)) {
+        let other = OTHER_PLACES.iter().find(|place| template.contains(*place));
+        let hint = match (other, template.find('{').zip(template.find('}'))) {
+            (Some(other), _) => format!("; write {PLACE} for {other}"),
+            (None, Some((start, end))) if start < end => {
+                format!("; write {PLACE} for {}", &template[start..=end])
+            }
+            (None, _) => String::new(),
+        };
+        return Err(Error::Text(format!(
+            "the template {template:?} has no {PLACE} where the label goes{hint}"
         )));
     }
     let of_label = |label: &L| {

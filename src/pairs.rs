@@ -21,6 +21,7 @@ use std::str::Utf8Error;
 
 use memchr::{memchr, memchr2, memchr2_iter, memrchr};
 
+use crate::text_file::{self, OTHER_ENCODING, without_mark};
 use crate::{Error, Result};
 
 /// A line may have this many bytes unless [`PairReader::with_max_line_bytes`] says otherwise:
@@ -43,6 +44,24 @@ pub struct Pair {
     pub tags: Option<String>,
     /// The last column: the image's base64 text, not looked at.
     pub image: Vec<u8>,
+}
+
+impl Pair {
+    /// Whether the caption and the image are the same text, as they are where the line has no tab.
+    pub fn is_one_column(&self) -> bool {
+        self.caption.as_bytes() == self.image
+    }
+
+    /// Drops the byte order mark in front of the caption. The columns stay those that the original sees.
+    fn pass_mark(&mut self) {
+        let without = without_mark(&self.caption);
+        if without.len() < self.caption.len() {
+            if self.is_one_column() {
+                self.image = without.as_bytes().to_vec();
+            }
+            self.caption = without.to_owned();
+        }
+    }
 }
 
 /// A place between two rows, to go on from later.
@@ -81,6 +100,7 @@ pub struct PairReader<R> {
     reader: R,
     position: Position,
     max_line_bytes: usize,
+    checks_file: bool,
     /// The parts of a line that does not lie in the source's buffer as a whole.
     line: Vec<u8>,
     ended: bool,
@@ -110,6 +130,7 @@ impl<R: BufRead> PairReader<R> {
             reader,
             position,
             max_line_bytes: MAX_LINE_BYTES,
+            checks_file: false,
             line: Vec::new(),
             ended: false,
         }
@@ -120,6 +141,33 @@ impl<R: BufRead> PairReader<R> {
     pub fn with_max_line_bytes(mut self, max_line_bytes: usize) -> Self {
         self.max_line_bytes = max_line_bytes;
         self
+    }
+
+    /// Looks at the start of the input as of a file that a person gives. A byte order mark there, which the original
+    /// takes for a part of the caption, is passed over. An input that is no text in UTF-8 (UTF-16, gzip, a
+    /// spreadsheet) is an error that says what it is, after which the iterator ends.
+    ///
+    /// ```
+    /// use ernie_vil::pairs::PairReader;
+    /// let rows = PairReader::new("\u{feff}17\tQUJD".as_bytes()).with_file_checks();
+    /// assert_eq!(rows.collect::<Result<Vec<_>, _>>()?[0].caption, "17");
+    /// let mut rows = PairReader::new(&b"\x1f\x8b\x08\0"[..]).with_file_checks();
+    /// assert_eq!(
+    ///     rows.next().unwrap().unwrap_err().to_string(),
+    ///     "pairs: the file is compressed by gzip, expected text; `gzip -dc FILE > NEW` unpacks it"
+    /// );
+    /// assert!(rows.next().is_none());
+    /// # Ok::<(), ernie_vil::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_file_checks(mut self) -> Self {
+        self.checks_file = true;
+        self
+    }
+
+    /// Whether nothing more can be read: after the last row, and after an error that ends the iterator.
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// The place after the last row that was read.
@@ -145,7 +193,18 @@ impl<R: BufRead> PairReader<R> {
         if self.ended {
             return Ok(None);
         }
-        let taken = self.read_line(take);
+        let checks_file = self.checks_file;
+        let taken = self.read_line(|line, start| {
+            let foreign = match checks_file && start.offset == 0 {
+                true => text_file::foreign(line),
+                false => None,
+            };
+            match foreign {
+                Some(what) => Err(Error::Pairs(format!("the file is {what}"))),
+                None => Ok(take(line, start)),
+            }
+        });
+        let taken = taken.and_then(Option::transpose);
         self.ended = !matches!(taken, Ok(Some(_)));
         taken
     }
@@ -220,7 +279,18 @@ impl<R: BufRead> Iterator for PairReader<R> {
     type Item = Result<Pair>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_line(pair).transpose().map(Result::flatten)
+        let checks_file = self.checks_file;
+        let row = self.next_line(|line, start| {
+            let mut row = pair(line, start).map_err(|error| match (checks_file, error) {
+                (true, Error::Pairs(message)) => Error::Pairs(format!("{message}; {OTHER_ENCODING}")),
+                (_, error) => error,
+            })?;
+            if checks_file && start.offset == 0 {
+                row.pass_mark();
+            }
+            Ok(row)
+        });
+        row.transpose().map(Result::flatten)
     }
 }
 
@@ -289,7 +359,7 @@ fn is_whitespace(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{1c}'..='\u{1f}')
 }
 
-fn not_utf8(line: &[u8], start: Position, error: Utf8Error) -> Error {
+pub(crate) fn not_utf8(line: &[u8], start: Position, error: Utf8Error) -> Error {
     let at = error.valid_up_to();
     let columns = line[..at].iter().filter(|&&byte| byte == b'\t').count() + 1;
     let what = match error.error_len() {

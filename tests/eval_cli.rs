@@ -55,10 +55,18 @@ fn write(folder: &TempDir, name: &str, lines: &[String]) -> PathBuf {
     path
 }
 
-/// The vectors of pairs, as `embed` makes them.
+/// The vectors of pairs, as `embed` makes them; those of an earlier call are replaced.
 fn embed(folder: &TempDir, pairs: &Path, more: &[&str]) -> Pairs {
     let output = folder.path().join("pairs.safetensors");
-    let args = ["embed", "--quiet", "-i", text(pairs), "-o", text(&output)];
+    let args = [
+        "embed",
+        "--quiet",
+        "--overwrite",
+        "-i",
+        text(pairs),
+        "-o",
+        text(&output),
+    ];
     stdout(&[&args[..], more].concat());
     read_safetensors(&fs::read(&output).unwrap())
         .unwrap()
@@ -321,4 +329,417 @@ fn five_captions_of_an_image_are_five_rows_and_the_first_rows_are_scored() {
     }
     let error = failure(&["eval", "-i", text(&broken)]);
     assert!(error.contains("broken.tsv: line 6: image: "), "{error}");
+}
+
+/// What comes of a file of one sound row and another one behind it.
+fn second_row(folder: &TempDir, row: &str) -> String {
+    let (caption, image) = &scenes()[0];
+    let path = write(
+        folder,
+        "pairs.tsv",
+        &[format!("{caption}\t1\t{image}"), row.to_owned()],
+    );
+    failure(&["eval", "--quiet", "-i", text(&path)])
+}
+
+#[test]
+fn a_row_in_another_form_is_named_with_its_line_and_what_it_seems_to_be() {
+    let folder = TempDir::new().unwrap();
+    let (caption, image) = &scenes()[1];
+    assert!(image.contains(['+', '/']));
+    let url_safe = image.replace('+', "-").replace('/', "_");
+    for (row, expected) in [
+        (
+            format!("{caption}\t2\t{url_safe}"),
+            "base64: the text is URL-safe base64",
+        ),
+        (
+            format!("{caption}\t2\tb'{image}'"),
+            "base64: the text is a Python bytes object",
+        ),
+        (
+            format!("{caption}\t2\tdata:image/png;base64,{image}"),
+            "base64: the text is a data: URL",
+        ),
+        (
+            format!("{caption}\t2\tphotos/2.jpg"),
+            "base64: the text is a file's path (\"photos/2.jpg\")",
+        ),
+        (
+            format!("{caption}\t2\thttps://example.org/2"),
+            "base64: the text is an address (\"https://example.org/2\")",
+        ),
+        (format!("{caption}\t2\t"), "the text is \"2\""),
+        (
+            format!("{image}\t2\t{caption}"),
+            "the columns are in another order: the first one is an image",
+        ),
+        (
+            format!("\"{caption}\",2,{image}"),
+            "one column, expected a caption, a tab, an image id, a tab and the image in base64; columns are separated by \
+             tabs, not by commas (CSV)",
+        ),
+        (format!("{caption};2;{image}"), "; columns are separated by tabs"),
+        (
+            format!("{caption} 2 {image}"),
+            "; columns are separated by tabs, not by blanks",
+        ),
+        (
+            format!("{caption}\\t2\\t{image}"),
+            "; the line has a backslash and a t where a tab should be",
+        ),
+        (
+            json!({"text_id": 1, "text": caption, "image_ids": [1]}).to_string(),
+            "; the line seems to be JSON",
+        ),
+        (String::new(), "the line is blank, expected a caption"),
+        (" \t ".into(), "the line is blank, expected a caption"),
+    ] {
+        let error = second_row(&folder, &row);
+        let place = "error: ".to_owned() + text(folder.path()) + "/pairs.tsv: line 2: ";
+        assert!(
+            error.starts_with(&place) && error.contains(expected),
+            "{expected}: {error}"
+        );
+        assert!(error.len() < 600, "{error}");
+    }
+
+    // A header is a row like any other, which only its words tell.
+    for header in [
+        "caption\timage_id\timage",
+        "\u{feff}text\tid\timage_base64",
+        "文本\t图片",
+    ] {
+        let path = write(
+            &folder,
+            "header.tsv",
+            &[header.to_owned(), format!("{caption}\t2\t{image}")],
+        );
+        let error = failure(&["eval", "-i", text(&path)]);
+        assert!(
+            error.contains("header.tsv: line 1: ") && error.contains("is the line a header?"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_mark_in_front_changes_nothing_and_what_is_no_text_is_said_at_once() {
+    let folder = TempDir::new().unwrap();
+    let scenes = &scenes()[..12];
+    let rows: Vec<String> = scenes
+        .iter()
+        .enumerate()
+        .map(|(at, (caption, image))| format!("{caption}\t{at}\t{image}"))
+        .collect();
+    let plain = write(&folder, "plain.tsv", &rows);
+    let expected = stdout(&["eval", "-i", text(&plain)]);
+    let all = rows.join("\n") + "\n";
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    };
+    for (name, bytes) in [
+        ("marked.tsv", format!("\u{feff}{all}")),
+        ("windows.tsv", all.replace('\n', "\r\n")),
+        ("both.tsv", format!("\u{feff}{all}").replace('\n', "\r\n")),
+        ("mac.tsv", all.replace('\n', "\r")),
+    ] {
+        assert_eq!(
+            stdout(&["eval", "-i", text(&file(name, bytes.as_bytes()))]),
+            expected,
+            "{name}"
+        );
+    }
+    // The first image's id is the one that its caption names.
+    let texts: Vec<String> = (scenes.iter().enumerate())
+        .map(|(at, (caption, _))| json!({"text_id": at, "text": caption, "image_ids": [at]}).to_string())
+        .collect();
+    let images: Vec<String> = (scenes.iter().enumerate())
+        .map(|(at, (_, image))| format!("{at}\t{image}"))
+        .collect();
+    let set = |texts: &Path, images: &Path| {
+        let output = run(&[
+            "eval",
+            "--format",
+            "json",
+            "--texts",
+            text(texts),
+            "--images",
+            text(images),
+        ]);
+        let remarks = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.success() && !remarks.contains("can never be found"),
+            "{remarks}"
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let marked_texts = format!("\u{feff}{}\r\n\r\n\n", texts.join("\r\n"));
+    let marked_images = format!("\u{feff}{}\r\n", images.join("\r\n"));
+    assert_eq!(
+        set(
+            &file("m.jsonl", marked_texts.as_bytes()),
+            &file("m.tsv", marked_images.as_bytes())
+        ),
+        set(
+            &write(&folder, "t.jsonl", &texts),
+            &write(&folder, "i.tsv", &images)
+        )
+    );
+
+    let utf16: Vec<u8> = format!("\u{feff}{all}")
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let utf16 = file("utf16.tsv", &utf16);
+    let gzip = file("pairs.tsv.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x0b\n\x0a\n\n");
+    let output = folder.path().join("out.npy");
+    for (path, what) in [
+        (
+            &utf16,
+            "utf16.tsv: pairs: the file is text in UTF-16, expected UTF-8; `iconv",
+        ),
+        (
+            &gzip,
+            "pairs.tsv.gz: pairs: the file is compressed by gzip, expected text; `gzip -dc",
+        ),
+    ] {
+        for on_error in ["stop", "skip"] {
+            let error = failure(&["eval", "--on-error", on_error, "-i", text(path)]);
+            assert!(error.contains(what), "{error}");
+            let error = failure(&[
+                "embed",
+                "--on-error",
+                on_error,
+                "-i",
+                text(path),
+                "-o",
+                text(&output),
+            ]);
+            assert!(error.contains(what), "{error}");
+        }
+        let error = failure(&["eval", "--texts", text(path), "--images", text(&plain)]);
+        assert!(error.contains(what), "{error}");
+        let texts = write(&folder, "t.jsonl", &texts);
+        let error = failure(&["eval", "--texts", text(&texts), "--images", text(path)]);
+        assert!(error.contains(what), "{error}");
+    }
+}
+
+#[test]
+fn a_run_that_embeds_nothing_fails() {
+    let folder = TempDir::new().unwrap();
+    let bad = write(&folder, "bad.tsv", &["猫\t1\t*".into(), "狗\t2\tcat.jpg".into()]);
+    let empty = folder.path().join("empty.tsv");
+    fs::write(&empty, "").unwrap();
+    let output = folder.path().join("out.safetensors");
+    fs::write(&output, "an earlier result").unwrap();
+    for (input, expected) in [
+        (
+            &bad,
+            "bad.tsv: none of the 2 rows could be read; line 1: image: no bytes",
+        ),
+        (&empty, "empty.tsv has no rows, expected a pair a line"),
+    ] {
+        let skip = ["--on-error", "skip", "-i", text(input)];
+        let error = failure(&[&["eval"][..], &skip].concat());
+        assert!(error.contains(expected), "{error}");
+        // The first run leaves a list of the rows that it skipped.
+        let embed = [
+            "embed",
+            "--overwrite",
+            "--on-error",
+            "skip",
+            "-i",
+            text(input),
+            "-o",
+        ];
+        for (at, name) in ["new.out", "new.npy", "new.safetensors"].into_iter().enumerate() {
+            let output = folder.path().join(name);
+            let error = failure(&[&embed[..], &[text(&output)]].concat());
+            assert!(error.contains(expected), "{error}");
+            assert!(!output.exists(), "{at}");
+            assert!(!folder.path().join(format!("{name}.rows")).exists(), "{at}");
+        }
+    }
+    let list = fs::read_to_string(folder.path().join("new.out.skipped.tsv"));
+    // The second run had no rows, and took the first one's list away.
+    assert!(list.is_err());
+    let args = ["embed", "--on-error", "skip", "-i", text(&bad), "-o"];
+    failure(&[&args[..], &[text(&folder.path().join("new.out"))]].concat());
+    let list = fs::read_to_string(folder.path().join("new.out.skipped.tsv")).unwrap();
+    assert!(
+        list.starts_with("1\timage: ") && list.contains("\n2\tbase64: the text is a file's path"),
+        "{list}"
+    );
+    assert_eq!(fs::read_to_string(&output).unwrap(), "an earlier result");
+    // The images of a labelled set likewise.
+    let texts = write(
+        &folder,
+        "t.jsonl",
+        &[r#"{"text_id": 1, "text": "猫", "image_ids": ["猫"]}"#.into()],
+    );
+    let error = failure(&[
+        "eval",
+        "--on-error",
+        "skip",
+        "--texts",
+        text(&texts),
+        "--images",
+        text(&bad),
+    ]);
+    assert!(
+        error.contains("bad.tsv: none of the 2 rows could be read"),
+        "{error}"
+    );
+}
+
+#[test]
+fn labels_are_taken_one_by_one_or_it_is_said_what_is_wrong_with_them() {
+    let folder = TempDir::new().unwrap();
+    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/images/r00.jpg");
+    let classify = |more: &[&str]| run(&[&["classify", "--json"][..], more, &[image]].concat());
+    let labels = |output: Output| -> Vec<String> {
+        let remarks = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{remarks}");
+        let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let labels = line["labels"].as_array().unwrap();
+        let mut labels: Vec<String> = (labels.iter())
+            .map(|label| label["label"].as_str().unwrap().to_owned())
+            .collect();
+        labels.sort();
+        labels
+    };
+    assert_eq!(labels(classify(&["--labels", " 猫, 狗 "])), ["狗", "猫"]);
+    let path = folder.path().join("labels.txt");
+    for (bytes, expected) in [
+        ("\u{feff}猫\n狗\n", &["狗", "猫"][..]),
+        ("\u{feff}猫\r\n\r\n狗\r\n", &["狗", "猫"]),
+        ("猫\r狗", &["狗", "猫"]),
+        ("红色，圆形\n#猫\na, b\n", &["#猫", "a, b", "红色，圆形"]),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(
+            labels(classify(&["--labels-file", text(&path)])),
+            expected,
+            "{bytes:?}"
+        );
+    }
+    let wrong = |output: Output, expected: &str| {
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains(expected), "{expected}: {error}");
+    };
+    for (labels, expected) in [
+        (
+            "猫，狗",
+            "--labels: label 1 is \"猫，狗\", expected a comma (,) between two labels, not a full-width comma (，)",
+        ),
+        (
+            "鸟,猫、狗",
+            "--labels: label 2 is \"猫、狗\", expected a comma (,) between two labels, not \"、\"",
+        ),
+        ("猫;狗", "expected a comma (,) between two labels, not \";\""),
+        (
+            "猫\n狗",
+            "expected a comma (,) between two labels, not a line break",
+        ),
+        (
+            "猫,狗,",
+            "--labels: label 3 of 3 is empty; remove the comma at the end",
+        ),
+        (
+            "猫,,狗",
+            "--labels: label 2 of 3 is empty; remove the comma too many",
+        ),
+        (
+            "猫, 猫",
+            "the label \"猫\" is there twice, as label 1 of --labels and as label 2 of --labels",
+        ),
+        ("", "is empty"),
+    ] {
+        wrong(classify(&["--labels", labels]), expected);
+    }
+    let utf16: Vec<u8> = "\u{feff}猫\n狗\n"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    for (bytes, expected) in [
+        (
+            &utf16[..],
+            "labels.txt: text: the file is text in UTF-16, expected UTF-8; `iconv",
+        ),
+        (
+            b"\x1f\x8b\x08\0",
+            "labels.txt: text: the file is compressed by gzip",
+        ),
+        (
+            b"cat\n\xc3\xa8\xb9\xb7\n",
+            "labels.txt: text: line 2: byte 3 of the line, 0xb9, does not belong in UTF-8; expected",
+        ),
+        (b"", "labels.txt has no label, expected one a line"),
+        (
+            "\u{feff}\n \n".as_bytes(),
+            "labels.txt has no label, expected one a line",
+        ),
+        (
+            "猫,狗,鸟\n".as_bytes(),
+            "labels.txt has one line, \"猫,狗,鸟\", expected one label a line",
+        ),
+        (
+            "猫，狗".as_bytes(),
+            "labels.txt has one line, \"猫，狗\", expected one label a line",
+        ),
+        (
+            "猫,\n狗,\n".as_bytes(),
+            "labels.txt: line 1 is \"猫,\", with a separator at its end",
+        ),
+        (
+            "# 动物\n猫\n".as_bytes(),
+            "labels.txt: line 1 is \"# 动物\", as in a comment",
+        ),
+        (
+            "猫\t0\n狗\t1\n".as_bytes(),
+            "labels.txt: line 1 is \"猫\\t0\", with a tab in it",
+        ),
+        (
+            "[\"猫\", \"狗\"]".as_bytes(),
+            "labels.txt: line 1 is \"[\\\"猫\\\", \\\"狗\\\"]\", as in JSON",
+        ),
+        (
+            "猫\n狗\n\n猫\n".as_bytes(),
+            "the label \"猫\" is there twice, as line 1 of ",
+        ),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        wrong(classify(&["--labels-file", text(&path)]), expected);
+    }
+    wrong(
+        classify(&["--labels", text(&path)]),
+        "--labels-file reads them from a file",
+    );
+    for (template, expected) in [
+        (
+            "一张{label}的照片",
+            "has no {} where the label goes; write {} for {label}",
+        ),
+        ("一张{0}的照片", "; write {} for {0}"),
+        ("一张%s的照片", "; write {} for %s"),
+        ("一张｛｝的照片", "; write {} for ｛｝"),
+        ("一张照片", "has no {} where the label goes"),
+        ("", "the template \"\" has no {}"),
+    ] {
+        wrong(classify(&["--labels", "猫,狗", "--template", template]), expected);
+    }
+    for args in [
+        &["classify", "--labels", "猫", "--top", "0", image][..],
+        &["search", "--images", ".", "--text", "猫", "-k", "0"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2));
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(error.contains("expected a whole number of at least 1"), "{error}");
+    }
 }

@@ -112,6 +112,95 @@ fn a_bad_row_is_named_and_the_next_one_read() {
     assert_eq!(read[1].as_ref().unwrap_err().code(), "pairs");
 }
 
+#[test]
+fn a_mark_in_front_and_files_that_are_no_text() {
+    let checked = |input: &[u8]| -> Vec<Result<Pair, ernie_vil::Error>> {
+        let mut slow = PairReader::new(BufReader::with_capacity(1, input)).with_file_checks();
+        let mut fast = PairReader::new(input).with_file_checks();
+        let rows: Vec<_> = fast.by_ref().collect();
+        assert_eq!(slow.by_ref().collect::<Vec<_>>(), rows);
+        assert!(slow.has_ended() && fast.has_ended());
+        rows
+    };
+    // The columns are those that the original sees, without the mark in the first one.
+    for (line, caption, image) in [
+        ("\u{feff}猫\t1\tQUJD\n", "猫", "QUJD"),
+        ("\u{feff}\t1\tQUJD\n", "", "QUJD"),
+        ("\u{feff}QUJD", "QUJD", "QUJD"),
+        ("\u{feff}\n", "", ""),
+        ("猫\t\u{feff}QUJD", "猫", "\u{feff}QUJD"),
+    ] {
+        let input = format!("{line}\n\u{feff}狗\tREVG");
+        let rows = checked(input.as_bytes());
+        let first = rows[0].as_ref().unwrap();
+        assert_eq!(
+            (&*first.caption, &*first.image),
+            (caption, image.as_bytes()),
+            "{line}"
+        );
+        assert_eq!((first.line, first.offset), (1, 0));
+        // In front of another line it is the caption's.
+        assert_eq!(rows.last().unwrap().as_ref().unwrap().caption, "\u{feff}狗");
+    }
+    let utf16 = |bytes: fn(u16) -> [u8; 2], mark: &str| -> Vec<u8> {
+        let text = format!("{mark}猫\t1\tQUJDQUJDQUJDQUJD\r\n狗\t2\tREVG\r\n");
+        text.encode_utf16().flat_map(bytes).collect()
+    };
+    for (input, expected) in [
+        (
+            utf16(u16::to_le_bytes, "\u{feff}"),
+            "text in UTF-16, expected UTF-8; `iconv",
+        ),
+        (
+            utf16(u16::to_be_bytes, "\u{feff}"),
+            "text in UTF-16, expected UTF-8; `iconv",
+        ),
+        (
+            utf16(u16::to_le_bytes, ""),
+            "text in UTF-16 without a byte order mark",
+        ),
+        (
+            b"\x1f\x8b\x08\0\0\0\0\0\0\x03abc".to_vec(),
+            "compressed by gzip, expected text; `gzip -dc",
+        ),
+        (b"PK\x03\x04\x14\0".to_vec(), "a zip archive or a spreadsheet"),
+        (b"\x28\xb5\x2f\xfd\x04".to_vec(), "compressed by zstd"),
+        (b"\x89PNG\r\n\x1a\n".to_vec(), "a picture"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid".to_vec(),
+            "a Git LFS pointer",
+        ),
+        (b"<!DOCTYPE HTML>\n<html>".to_vec(), "a web page"),
+    ] {
+        // One error, not one for each line.
+        let rows = checked(&input);
+        assert_eq!(rows.len(), 1, "{expected}");
+        let error = rows[0].as_ref().unwrap_err();
+        assert_eq!(error.code(), "pairs");
+        let message = error.to_string();
+        assert!(
+            message.starts_with("pairs: the file is ") && message.contains(expected),
+            "{message}"
+        );
+    }
+    // GBK begins like nothing that is known.
+    let rows = checked(b"\xc3\xa8\t1\tQUJD\n\xb9\xb7\t2\tREVG\n");
+    assert_eq!(rows.len(), 2);
+    let message = rows[1].as_ref().unwrap_err().to_string();
+    assert!(
+        message.starts_with("pairs: line 2, column 1: byte 1 of the line, 0xb9, does not belong in UTF-8; ")
+    );
+    assert!(message.contains("iconv -f GB18030 -t UTF-8"), "{message}");
+    // Without the checks nothing is added to the original's rules.
+    assert_eq!(rows_of("\u{feff}猫\tQUJD")[0].caption, "\u{feff}猫");
+    let mut reader = PairReader::new(&b"\x1f\x8b\na\tb"[..]);
+    assert!(reader.next().unwrap().is_err() && reader.next().unwrap().is_ok());
+}
+
+fn rows_of(input: &str) -> Vec<Pair> {
+    rows(input.as_bytes())
+}
+
 /// Hands out at most the given number of bytes a call, over and over.
 struct Dribble<'a> {
     rest: &'a [u8],

@@ -188,6 +188,106 @@ fn what_cannot_be_read_or_scored_is_named() {
     );
 }
 
+#[test]
+fn lines_as_other_programs_write_them() {
+    let first = r#"{"text_id": 1, "text": "一", "image_ids": [1]}"#;
+    let second = r#"{"image_ids": ["1"], "text_id": "b", "text": "\ud83d\ude00", "more": ["\ud83d", {}]}"#;
+    let expected = captions(format!("{first}\n{second}").as_bytes());
+    assert_eq!((&*expected[1].text, &*expected[1].text_id), ("😀", "b"));
+    for text in [
+        format!("\u{feff}{first}\n{second}\n"),
+        format!("{first}\r\n{second}\r\n"),
+        format!("{first}\r{second}"),
+        format!("{first}\n{second}\n\n"),
+        format!("{first}\n{second}\n \t\r\n\n\u{3000}\n"),
+    ] {
+        assert_eq!(captions(text.as_bytes()), expected, "{text:?}");
+    }
+    for text in ["", "\n", "\u{feff}", "\u{feff}\n\n"] {
+        assert_eq!(captions(text.as_bytes()), []);
+    }
+    // Blank lines with others behind them are one error, and the others are read.
+    let read: Vec<_> = CaptionReader::new(format!("{first}\n\n \n{second}\n\n").as_bytes()).collect();
+    assert_eq!(read.len(), 3);
+    let error = read[1].as_ref().unwrap_err().to_string();
+    assert!(
+        error.contains("line 2") && error.contains("the line is blank"),
+        "{error}"
+    );
+    assert_eq!(read[2].as_ref().unwrap().line, 4);
+
+    for (line, expected) in [
+        (
+            r#"{"text_id": 2, "text": "猫\ud83d", "image_ids": []}"#,
+            "line 2, column 32: text: \\ud83d is one half of a surrogate pair",
+        ),
+        (
+            r#"{"text_id": 2, "text": "\ud83dA", "image_ids": []}"#,
+            "text: \\ud83d is one half",
+        ),
+        (
+            r#"{"text_id": 2, "text": "\ud83d\u0041", "image_ids": []}"#,
+            "text: \\ud83d is one half",
+        ),
+        (
+            r#"{"text_id": 2, "text": "\uDE00", "image_ids": []}"#,
+            "text: \\uDE00 is one half",
+        ),
+        (
+            r#"{"text_id": 2, "text": "", "image_ids": ["1", "\ud83d"]}"#,
+            "image_ids: \\ud83d is one half",
+        ),
+        (
+            r#"{"text_id": "\ud83d", "text": "", "image_ids": []}"#,
+            "text_id: \\ud83d is one half",
+        ),
+        (
+            r#"{"text_id": 2, "text": 5, "image_ids": []}"#,
+            "text: invalid type: integer `5`, expected a string",
+        ),
+        (
+            r#"{"text_id": 2, "text": "a", "text": "b", "image_ids": []}"#,
+            "duplicate field `text`",
+        ),
+        (
+            r#"[{"text_id": 2, "text": "二", "image_ids": []}]"#,
+            "one JSON list: `jq -c '.[]'",
+        ),
+        ("{", "laid out over several lines: `jq -c . OLD"),
+        ("17\t/9j/4AAQ", "is this the file of the images?"),
+        (
+            r#"{"text_id": 2, "text": "at line 7", "image_ids": 3}"#,
+            "image_ids: invalid type: integer `3`, expected a sequence",
+        ),
+    ] {
+        let text = format!("{first}\n{line}\n{first}");
+        let read: Vec<_> = CaptionReader::new(text.as_bytes()).collect();
+        assert_eq!(read.len(), 3);
+        let error = read[1].as_ref().unwrap_err().to_string();
+        assert!(
+            error.contains("line 2, column") && error.contains(expected),
+            "{line}: {error}"
+        );
+    }
+    let utf16: Vec<u8> = format!("\u{feff}{first}\n{first}\n")
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    for (bytes, expected) in [
+        (&utf16[..], "the file is text in UTF-16"),
+        (b"\x1f\x8b\x08\0\n\n", "the file is compressed by gzip"),
+        (
+            b"{\"text_id\": \"\xc3\xa8\xb9\"}",
+            "line 1, column 1: byte 16 of the line, 0xb9, does not belong",
+        ),
+    ] {
+        let read: Vec<_> = CaptionReader::new(bytes).collect();
+        assert_eq!(read.len(), 1);
+        let error = read[0].as_ref().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
 /// Small whole numbers, so that many scores tie and every order of summation gives the same one.
 fn whole_numbers(rows: usize, dimensions: usize, seed: u64) -> Embeddings {
     let mut state = seed;

@@ -1,15 +1,17 @@
 //! Retrieval where a caption belongs to several images and an image to several captions.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::io::BufRead;
 
-use serde::de::Visitor;
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Recall;
 use super::ranks::{Partner, count_ahead, pair_scores};
 use super::report::table;
-use crate::pairs::PairReader;
+use crate::pairs::{PairReader, Position, not_utf8};
+use crate::text_file::without_mark;
 use crate::vectors::{Embeddings, check_scorable};
 use crate::{Error, Result};
 
@@ -43,19 +45,27 @@ pub struct Caption {
 /// # Ok::<(), ernie_vil::Error>(())
 /// ```
 ///
+/// A byte order mark in front and blank lines at the end are passed over.
+///
 /// # Errors
-/// [`Error::Pairs`] names the line. After a line that is no such object the next one can still be read; after
-/// one of more than 1 MiB, or where the source fails ([`Error::Io`]), the iterator ends.
+/// [`Error::Pairs`] names the line, and says what the file is where it is no text in UTF-8. After a line that is no
+/// such object the next one can still be read; after one of more than 1 MiB, in a file that is no text, or where the
+/// source fails ([`Error::Io`]), the iterator ends.
 #[derive(Debug)]
 pub struct CaptionReader<R> {
     lines: PairReader<R>,
+    /// What was read behind blank lines, which were given as an error first.
+    next: Option<Result<Caption>>,
 }
 
 impl<R: BufRead> CaptionReader<R> {
     /// Reads from the first line on.
     pub fn new(reader: R) -> Self {
         Self {
-            lines: PairReader::new(reader).with_max_line_bytes(LONGEST_LINE),
+            lines: PairReader::new(reader)
+                .with_max_line_bytes(LONGEST_LINE)
+                .with_file_checks(),
+            next: None,
         }
     }
 }
@@ -64,32 +74,160 @@ impl<R: BufRead> Iterator for CaptionReader<R> {
     type Item = Result<Caption>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        #[derive(Deserialize)]
-        struct Line {
-            text_id: Id,
-            text: String,
-            image_ids: Vec<Id>,
+        if let Some(next) = self.next.take() {
+            return Some(next);
         }
-        let parsed = self.lines.next_line(|bytes, start| {
-            let line: Line = serde_json::from_slice(bytes).map_err(|error| {
-                // Its own line number is always 1.
-                let what = error.to_string();
-                let what = what.split(" at line ").next().unwrap_or_default();
-                Error::Pairs(format!(
-                    "line {}, column {}: {what}, expected {{\"text_id\": .., \"text\": \"..\", \"image_ids\": [..]}}",
-                    start.line(),
-                    error.column()
-                ))
-            })?;
-            Ok(Caption {
-                line: start.line(),
-                text_id: line.text_id.0,
-                text: line.text,
-                image_ids: line.image_ids.into_iter().map(|id| id.0).collect(),
-            })
-        });
-        parsed.transpose().map(Result::flatten)
+        let mut blank = None;
+        loop {
+            let read = match self.lines.next_line(caption) {
+                // Blank lines at the end of a file are no captions.
+                Ok(None) => return None,
+                Ok(Some(Ok(Parsed::Blank(line)))) => {
+                    blank.get_or_insert(line);
+                    continue;
+                }
+                Ok(Some(Ok(Parsed::Caption(caption)))) => Ok(caption),
+                Ok(Some(Err(error))) | Err(error) => Err(error),
+            };
+            let Some(line) = blank else { return Some(read) };
+            self.next = Some(read);
+            return Some(Err(Error::Pairs(format!(
+                "line {line}, column 0: EOF while parsing a value: the line is blank and others follow, expected \
+                 {EXPECTED}"
+            ))));
+        }
     }
+}
+
+/// What a line should be.
+const EXPECTED: &str = "{\"text_id\": .., \"text\": \"..\", \"image_ids\": [..]}";
+
+/// What stands on a line.
+enum Parsed {
+    Caption(Caption),
+    /// Nothing, on the line of this number.
+    Blank(u64),
+}
+
+fn caption(bytes: &[u8], start: Position) -> Result<Parsed> {
+    let text = str::from_utf8(bytes).map_err(|error| not_utf8(bytes, start, error))?;
+    let text = match start.offset {
+        0 => without_mark(text),
+        _ => text,
+    };
+    if text.trim().is_empty() {
+        return Ok(Parsed::Blank(start.line()));
+    }
+    let line: Line = serde_json::from_str(text).map_err(|error| wrong_line(text, start.line(), &error))?;
+    Ok(Parsed::Caption(Caption {
+        line: start.line(),
+        text_id: line.text_id.0,
+        text: line.text,
+        image_ids: line.image_ids.into_iter().map(|id| id.0).collect(),
+    }))
+}
+
+/// What is wrong with a line that is no caption.
+fn wrong_line(text: &str, number: u64, error: &serde_json::Error) -> Error {
+    let end = text.floor_char_boundary(error.column());
+    let message = error.to_string();
+    // Its own line number is always 1.
+    let what = message.rfind(" at line ").map_or(&*message, |at| &message[..at]);
+    let surrogate = match what.ends_with("hex escape") {
+        true => half_of_a_pair(&text[..end]),
+        false => None,
+    };
+    let what = match surrogate {
+        // In front stands the field, which is not the parser's.
+        Some(escape) => format!(
+            "{}{escape} is one half of a surrogate pair, expected both halves of a character or the character itself",
+            what.split_once(": ")
+                .map_or(String::new(), |(field, _)| format!("{field}: "))
+        ),
+        None => what.to_owned(),
+    };
+    let hint = match text.trim_start() {
+        list if list.starts_with('[') => {
+            "; the file seems to be one JSON list: `jq -c '.[]' OLD > NEW` writes it an object a line"
+        }
+        row if !row.starts_with('{') && row.contains('\t') => {
+            "; the line has columns: is this the file of the images?"
+        }
+        "{" => {
+            "; the file seems to be laid out over several lines: `jq -c . OLD > NEW` writes it an object a line"
+        }
+        _ => "",
+    };
+    Error::Pairs(format!(
+        "line {number}, column {}: {what}, expected {EXPECTED}{hint}",
+        text[..end].chars().count()
+    ))
+}
+
+/// The last escape before a parser's error that is half of a surrogate pair.
+fn half_of_a_pair(before: &str) -> Option<&str> {
+    let escape = |at: usize| before.get(at..at + 6);
+    let is_half = |escape: &&str| {
+        u16::from_str_radix(&escape[2..], 16).is_ok_and(|unit| (0xd800..0xe000).contains(&unit))
+    };
+    // It may be the one before the escape at which the parser stopped.
+    let escapes = before.rmatch_indices("\\u").take(2);
+    escapes.filter_map(|(at, _)| escape(at)).find(is_half)
+}
+
+/// A line's object.
+struct Line {
+    text_id: Id,
+    text: String,
+    image_ids: Vec<Id>,
+}
+
+impl<'de> Deserialize<'de> for Line {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct LineVisitor;
+        impl<'de> Visitor<'de> for LineVisitor {
+            type Value = Line;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Line, A::Error> {
+                let (mut text_id, mut text, mut image_ids) = (None, None, None);
+                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+                    match &*key {
+                        "text_id" => field("text_id", &mut text_id, &mut map)?,
+                        "text" => field("text", &mut text, &mut map)?,
+                        "image_ids" => field("image_ids", &mut image_ids, &mut map)?,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                let missing = A::Error::missing_field;
+                Ok(Line {
+                    text_id: text_id.ok_or_else(|| missing("text_id"))?,
+                    text: text.ok_or_else(|| missing("text"))?,
+                    image_ids: image_ids.ok_or_else(|| missing("image_ids"))?,
+                })
+            }
+        }
+        deserializer.deserialize_map(LineVisitor)
+    }
+}
+
+/// Reads a field's value; an error says which field it is.
+fn field<'de, A: MapAccess<'de>, T: Deserialize<'de>>(
+    name: &'static str,
+    slot: &mut Option<T>,
+    map: &mut A,
+) -> Result<(), A::Error> {
+    if slot.is_some() {
+        return Err(A::Error::duplicate_field(name));
+    }
+    let value = map.next_value();
+    *slot = Some(value.map_err(|error| A::Error::custom(format_args!("{name}: {error}")))?);
+    Ok(())
 }
 
 /// An id: a whole number or a string.
