@@ -54,7 +54,7 @@ impl Server {
             .unwrap()
             .to_owned();
         let server = Self { child, address };
-        let ready = b"GET /ready HTTP/1.1\r\nhost: a\r\n\r\n";
+        let ready = b"GET /ready HTTP/1.1\r\nhost: localhost\r\n\r\n";
         while Client::new(&server.address).send(ready).0 != 200 {
             thread::sleep(Duration::from_millis(50));
         }
@@ -131,7 +131,7 @@ impl Client {
 
 fn post(body: &str) -> Vec<u8> {
     format!(
-        "POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
     .into_bytes()

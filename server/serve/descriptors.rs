@@ -4,21 +4,28 @@
 /// a graphics card's driver.
 const KEPT: usize = 128;
 
-/// How many connections there can be where so many are wanted. The process's limit is raised as far as they need it and the
-/// system allows; where that does not suffice, the log says so.
-pub fn connections(wanted: usize) -> usize {
+/// How many of `wanted` connections that are worked on there can be, and how many of `spare` beside them. The process's limit is
+/// raised as far as they need it and the system allows; where that does not suffice, the log says so.
+pub fn connections(wanted: usize, spare: usize) -> (usize, usize) {
+    let all = wanted.saturating_add(spare);
     // A connection that is sent a file has that open too.
-    let Some(open) = raise(wanted.saturating_mul(2).saturating_add(KEPT)) else {
-        return wanted;
+    let Some(open) = raise(all.saturating_mul(2).saturating_add(KEPT)) else {
+        return (wanted, spare);
     };
-    let there = fit(wanted, open);
+    let there = fit(all, open);
     if there < wanted {
         tracing::warn!(
             "--max-connections is {wanted}, but the process may have {open} files open (ulimit -n): at most {there} \
              connections at a time"
         );
     }
-    there
+    share(there, wanted)
+}
+
+/// Connections that are worked on, of `wanted`, and what remains of those that there can be: an eighth at least.
+fn share(there: usize, wanted: usize) -> (usize, usize) {
+    let places = wanted.min(there - there / 8).max(1);
+    (places, there - places)
 }
 
 /// What fits beside the descriptors that are kept, of which there are no more than half.
@@ -70,5 +77,9 @@ mod tests {
         assert_eq!(fit(4096, 100), 50);
         assert_eq!(fit(10, 100), 10);
         assert_eq!((fit(10, 1), fit(10, 0)), (1, 1));
+        assert_eq!(share(4608, 4096), (4032, 576));
+        assert_eq!(share(6000, 4096), (4096, 1904));
+        assert_eq!(share(172, 4096), (151, 21));
+        assert_eq!(share(1, 4096), (1, 0));
     }
 }

@@ -4,10 +4,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 use ernie_vil::ModelConfig;
-use ernie_vil::image::{Limits, Pixels, decode, decode_base64};
+use ernie_vil::image::{Limits, Pixels, decode_base64};
 
 use super::metrics::Metrics;
 use super::queue::LaneOptions;
+use super::request::check_base64;
+use crate::images;
 use crate::model::Model;
 
 /// The queue's lanes.
@@ -59,12 +61,12 @@ impl Engine {
 
     /// An encoded image in base64 to the pixels that the tower sees.
     pub fn decode(&self, base64: &str, metrics: &Metrics) -> ernie_vil::Result<Input> {
+        check_base64(base64)?;
         let start = Instant::now();
-        let pixels = decode(&decode_base64(base64.as_bytes())?, &self.limits)?;
+        let bytes = decode_base64(base64.as_bytes())?;
+        let crop = self.model.preprocessor().decode_crop(&bytes, &self.limits);
+        let crop = crop.map_err(|error| images::with_flag(error, &images::SERVER_FLAGS))?;
         metrics.decode.time(start.elapsed());
-        let start = Instant::now();
-        let crop = self.model.preprocessor().crop(&pixels);
-        metrics.preprocess.time(start.elapsed());
         Ok(Input::Image(crop))
     }
 

@@ -1,7 +1,7 @@
 //! What goes wrong with a request, as OpenAI's interface words it, and the one place where it becomes a status.
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -15,6 +15,16 @@ pub enum ApiError {
     Request(Problem),
     /// The `Content-Type` is another.
     MediaType,
+    /// The body is compressed, in this way.
+    Encoded(String),
+    /// The request was sent to a name under which this server does not answer, or to none.
+    Misdirected(String),
+    /// The answer would be longer than it may be, in bytes.
+    AnswerTooLong {
+        most: usize,
+        /// What makes it long.
+        param: &'static str,
+    },
     /// The body is longer than it may be, in bytes.
     TooLarge(usize),
     /// The body did not arrive in time.
@@ -33,8 +43,8 @@ pub enum ApiError {
     NotReady,
     /// The result was not there in time.
     Timeout,
-    /// The index has as many embeddings as it may have.
-    IndexFull(usize),
+    /// The index would hold more than it may: of what.
+    IndexFull(String),
     /// The change could not be brought to the disk, and was not made.
     NotWritten(String),
     /// A fault of the server.
@@ -54,7 +64,9 @@ impl ApiError {
         match self {
             Self::Request(problem) if problem.code == "model_not_found" => StatusCode::NOT_FOUND,
             Self::Request(_) | Self::Broken(_) => StatusCode::BAD_REQUEST,
-            Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::MediaType | Self::Encoded(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Misdirected(_) => StatusCode::MISDIRECTED_REQUEST,
+            Self::AnswerTooLong { .. } => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorised => StatusCode::UNAUTHORIZED,
@@ -73,6 +85,9 @@ impl ApiError {
         match self {
             Self::Request(problem) => problem.code,
             Self::MediaType => "unsupported_media_type",
+            Self::Encoded(_) => "unsupported_encoding",
+            Self::Misdirected(_) => "host_not_allowed",
+            Self::AnswerTooLong { .. } => "answer_too_long",
             Self::TooLarge(_) => "body_too_large",
             Self::BodyTimeout => "body_timeout",
             Self::Broken(_) => "body_incomplete",
@@ -102,13 +117,36 @@ impl ApiError {
         match self {
             Self::Request(problem) => problem.message.clone(),
             Self::MediaType => "expected a body with 'Content-Type: application/json'".into(),
+            Self::Encoded(how) => format!(
+                "the body is compressed ({how}), expected it as it is: the only Content-Encoding that is taken is identity"
+            ),
+            Self::Misdirected(host) if host.is_empty() => {
+                "the request names no host, expected 'Host: localhost' or another name of this server (--allowed-hosts)".into()
+            }
+            Self::Misdirected(host) => format!(
+                "the request was sent to the host {host:?}, under which this server does not answer: a server on a loopback address \
+                 answers to localhost, 127.0.0.1 and [::1], and to what --allowed-hosts (ERNIE_VIL_ALLOWED_HOSTS) names"
+            ),
+            Self::AnswerTooLong { most, param } => {
+                let advice = match *param {
+                    "k" => "ask for fewer hits (k), in fewer inputs or with shorter labels",
+                    _ => "ask for fewer embeddings, or for 'encoding_format': 'base64'",
+                };
+                format!(
+                    "{param}: the answer would be too long, expected at most {most} bytes (--max-answer, and a quarter of \
+                     --max-buffered): {advice}"
+                )
+            }
             Self::TooLarge(limit) => {
                 format!("the body is too long, expected at most {limit} bytes (--max-body)")
             }
             Self::BodyTimeout => "the body did not arrive in time (--read-timeout)".into(),
             Self::Broken(error) => format!("the body broke off: {error}"),
             Self::Unauthorised => "expected 'Authorization: Bearer KEY' with a key of this server".into(),
-            Self::NotFound(path) => format!("there is nothing at {path}; /docs lists what there is"),
+            Self::NotFound(path) => match meant(path) {
+                Some(meant) => format!("there is nothing at {path}, but at {meant}; /docs lists what there is"),
+                None => format!("there is nothing at {path}; /docs lists what there is"),
+            },
             Self::MethodNotAllowed => "this address takes another method; /docs lists them".into(),
             Self::Busy { what, seconds } => {
                 format!("too many {what} are waiting already, try again in {seconds} s")
@@ -116,7 +154,7 @@ impl ApiError {
             Self::NotReady => "the model is not loaded yet, or the server is about to stop".into(),
             Self::Timeout => "the result was not there in time (--timeout)".into(),
             Self::IndexFull(most) => {
-                format!("the index would have more than {most} embeddings (--max-index); nothing was added")
+                format!("the index would have more than {most}; nothing was added")
             }
             Self::NotWritten(error) => {
                 format!("the index could not be written, and nothing was changed: {error}")
@@ -124,6 +162,19 @@ impl ApiError {
             Self::Internal(error) => error.clone(),
         }
     }
+}
+
+/// The address that a path is close to: with a slash too many, with `/v1` twice, or without it.
+fn meant(path: &str) -> Option<String> {
+    let trimmed = path.trim_end_matches('/');
+    let inner = trimmed.strip_prefix("/v1/v1/").or(trimmed.strip_prefix("/v1/"));
+    let rest = inner.or(trimmed.strip_prefix('/'))?;
+    let is_model = rest
+        .strip_prefix("models/")
+        .is_some_and(|name| !name.is_empty() && !name.contains('/'));
+    let meant = format!("/v1/{rest}");
+    let known = is_model || matches!(rest, "embeddings" | "search" | "classify" | "index" | "models");
+    (known && meant != path).then_some(meant)
 }
 
 impl From<Problem> for ApiError {
@@ -136,6 +187,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let param = match &self {
             Self::Request(problem) => problem.param.as_deref(),
+            Self::AnswerTooLong { param, .. } => Some(*param),
             _ => None,
         };
         let (message, code) = (self.message(), self.code());
@@ -156,6 +208,9 @@ impl IntoResponse for ApiError {
             Self::NotReady => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
+            Self::Encoded(_) => {
+                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            }
             Self::Unauthorised => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
@@ -169,3 +224,24 @@ impl IntoResponse for ApiError {
 /// Left in a response's extensions, for the log and the metrics.
 #[derive(Debug, Clone, Copy)]
 pub struct Refusal(pub &'static str);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_nearly_right_is_named() {
+        for (path, expected) in [
+            ("/v1/embeddings/", Some("/v1/embeddings")),
+            ("/v1/v1/embeddings", Some("/v1/embeddings")),
+            ("/embeddings", Some("/v1/embeddings")),
+            ("/models/scenes", Some("/v1/models/scenes")),
+            ("/v1/models/other", None),
+            ("/v1/chat/completions", None),
+            ("/models/base/config.json", None),
+            ("/", None),
+        ] {
+            assert_eq!(meant(path).as_deref(), expected, "{path}");
+        }
+    }
+}

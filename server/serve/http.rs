@@ -10,39 +10,41 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
 use axum::http::header::{
-    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT,
-    RETRY_AFTER,
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_SECURITY_POLICY,
+    CONTENT_TYPE, EXPECT, RETRY_AFTER,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::http::{self, HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ernie_vil::classify::{PLACE, TEMPLATES, label_vectors};
+use ernie_vil::classify::TEMPLATES;
 use http_body_util::BodyExt;
 use rayon::ThreadPool;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::error::{ApiError, Refusal};
 use super::files::Folder;
+use super::hosts::Hosts;
+use super::memory::{Answer, Memory};
 use super::metrics::{Metrics, Now};
 use super::openapi;
 use super::request::{Add, Classify, Embed, Encoding, Item, Limits, Remove, Search};
-use super::service::{self, Embedded, Held, Hit, Service, hits_bytes, matrix};
+use super::service::{self, ENTRY, ENVELOPE, Embedded, Held, Hit, Service, label_name, matrix};
 
 /// A longer body is parsed beside the threads that serve.
 const LONG_BODY: usize = 16 << 10;
 /// So is a longer response put together, as far as its length is known beforehand.
 const LONG_RESPONSE: usize = 96 << 10;
-/// Bytes of a unit of the memory for bodies.
-const UNIT: usize = 1 << 10;
+/// Bytes of a float32 as a JSON number and the comma behind it, at most.
+const NUMBER: usize = 16;
 /// What is still read of a body that was refused, so that the client comes to read why.
 const LINGER: usize = 4 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
@@ -56,11 +58,13 @@ pub struct Options {
     pub max_body: usize,
     pub max_items: usize,
     pub max_text: usize,
+    pub max_prompts: usize,
     pub max_pixels: u64,
     pub timeout: Duration,
     pub read_timeout: Duration,
     pub api_keys: Vec<String>,
     pub cors_origins: Vec<String>,
+    pub hosts: Hosts,
     pub web_root: Option<Folder>,
     pub models: Option<Folder>,
     /// Where the page would be looked for, for the sentence that says how to make it.
@@ -73,10 +77,9 @@ pub struct App {
     /// There when the model is loaded and warm.
     service: OnceLock<Arc<Service>>,
     pub metrics: Arc<Metrics>,
-    pool: Arc<ThreadPool>,
-    /// Memory for bodies, in units.
-    buffers: Arc<Semaphore>,
-    units: usize,
+    /// Threads that read bodies and put answers together.
+    texts: Arc<ThreadPool>,
+    pub memory: Arc<Memory>,
     paths: Vec<&'static str>,
     /// SHA-256 of the keys.
     keys: Vec<[u8; 32]>,
@@ -89,8 +92,7 @@ pub struct App {
 type Reply = Result<Response, ApiError>;
 
 impl App {
-    pub fn new(options: Options, metrics: Arc<Metrics>, pool: Arc<ThreadPool>, max_buffered: usize) -> Self {
-        let units = (max_buffered / UNIT).min(Semaphore::MAX_PERMITS);
+    pub fn new(options: Options, metrics: Arc<Metrics>, texts: Arc<ThreadPool>, memory: Arc<Memory>) -> Self {
         let keys = options
             .api_keys
             .iter()
@@ -100,9 +102,8 @@ impl App {
             options,
             service: OnceLock::new(),
             metrics,
-            pool,
-            buffers: Arc::new(Semaphore::new(units)),
-            units,
+            texts,
+            memory,
             paths: routes().into_iter().map(|(path, _)| path).collect(),
             keys,
             stopping: AtomicBool::new(false),
@@ -136,6 +137,7 @@ impl App {
         Limits {
             items: self.options.max_items,
             text: self.options.max_text,
+            prompts: self.options.max_prompts,
             dimensions: config.image.width().max(config.text.width),
         }
     }
@@ -156,6 +158,8 @@ pub fn router(app: Arc<App>) -> Router {
         router = router.layer(cors(&app.options.cors_origins));
     }
     router
+        // Outside of the origins: a page whose name leads here is of the right one.
+        .layer(from_fn_with_state(app.clone(), check_host))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             ApiError::Internal("a fault in the server".into()).into_response()
         }))
@@ -163,13 +167,14 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 11] {
+fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 12] {
     [
         ("/v1/embeddings", post(embeddings)),
         ("/v1/search", post(search)),
         ("/v1/classify", post(classify)),
         ("/v1/index", get(index).post(add).delete(remove)),
         ("/v1/models", get(models)),
+        (MODEL, get(model)),
         ("/info", get(info)),
         ("/health", get(async || "ok\n")),
         ("/ready", get(ready)),
@@ -186,8 +191,50 @@ fn is_open(path: &str) -> bool {
 
 /// What a path is called in the metrics, where every client could make up others.
 fn known(app: &App, path: &str) -> &'static str {
+    if model_name(path).is_some() {
+        return MODEL;
+    }
     let route = app.paths.iter().find(|&&known| known == path);
     route.copied().unwrap_or("file")
+}
+
+/// What asks for a model by its name.
+const MODEL: &str = "/v1/models/{model}";
+
+/// The name in such a path.
+fn model_name(path: &str) -> Option<&str> {
+    let name = path.strip_prefix("/v1/models/")?;
+    (!name.is_empty() && !name.contains('/')).then_some(name)
+}
+
+/// Whether a request asks for the server's health, which is answered however much there is to do.
+pub fn is_probe<B>(request: &http::Request<B>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && matches!(request.uri().path(), "/health" | "/ready")
+}
+
+/// Puts `/v1` in front of a path that a client of OpenAI's asks for when its base URL lacks it. No file can be meant: they are only
+/// fetched, and `/models` is a folder.
+pub fn complete<B>(request: &mut http::Request<B>) {
+    let path = request.uri().path();
+    let is_ours = match *request.method() {
+        Method::POST => matches!(path, "/embeddings" | "/search" | "/classify" | "/index"),
+        Method::DELETE => path == "/index",
+        Method::GET => path == "/models",
+        _ => false,
+    };
+    if !is_ours {
+        return;
+    }
+    let query = request
+        .uri()
+        .query()
+        .map_or(String::new(), |query| format!("?{query}"));
+    let mut parts = request.uri().clone().into_parts();
+    parts.path_and_query = format!("/v1{path}{query}").parse().ok();
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
 }
 
 fn cors(origins: &[String]) -> CorsLayer {
@@ -201,7 +248,9 @@ fn cors(origins: &[String]) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(origin)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE, REQUEST_ID])
+        // Whichever a page of these origins asks for: clients send headers of their own, such as OpenAI's `x-stainless-os`, and
+        // none of those that are not known here has an effect. No cookies are taken.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, RETRY_AFTER, FINGERPRINT, NOTE])
         .max_age(Duration::from_secs(3600))
 }
@@ -247,6 +296,17 @@ fn request_id(app: &App, headers: &HeaderMap) -> HeaderValue {
     })
 }
 
+async fn check_host(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let checked = app
+        .options
+        .hosts
+        .check(request.version(), request.uri(), request.headers());
+    match checked {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
 async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if app.keys.is_empty() || is_open(request.uri().path()) || has_key(&app.keys, request.headers()) {
         return next.run(request).await;
@@ -277,6 +337,7 @@ async fn read_body(app: &App, request: Request) -> Result<(Bytes, Held), ApiErro
         let kind = value.split(';').next().unwrap_or_default().trim();
         kind.eq_ignore_ascii_case("application/json")
     });
+    let encoding = encoding(request.headers());
     let waits = request.headers().contains_key(EXPECT);
     let length = request
         .headers()
@@ -284,6 +345,9 @@ async fn read_body(app: &App, request: Request) -> Result<(Bytes, Held), ApiErro
         .and_then(|value| value.to_str().ok()?.parse().ok());
     let mut body = pin!(request.into_body());
     let read = async {
+        if let Some(encoding) = encoding {
+            return Err(ApiError::Encoded(encoding));
+        }
         if !is_json {
             return Err(ApiError::MediaType);
         }
@@ -293,20 +357,7 @@ async fn read_body(app: &App, request: Request) -> Result<(Bytes, Held), ApiErro
         if length > most {
             return Err(too_large());
         }
-        let mut permits: Vec<OwnedSemaphorePermit> = Vec::new();
-        let mut counted = 0;
-        let mut hold = |bytes: usize| {
-            if bytes > counted {
-                let units = (bytes - counted).div_ceil(UNIT);
-                let permit = app.buffers.clone().try_acquire_many_owned(units as u32);
-                permits.push(permit.map_err(|_| ApiError::Busy {
-                    what: "bodies of requests",
-                    seconds: 1,
-                })?);
-                counted += units * UNIT;
-            }
-            Ok::<(), ApiError>(())
-        };
+        let mut counted = app.memory.body();
         // What the head says is not reserved at once: a client may say much and send nothing.
         let mut bytes: Vec<u8> = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -316,20 +367,20 @@ async fn read_body(app: &App, request: Request) -> Result<(Bytes, Held), ApiErro
             if total > most {
                 return Err(too_large());
             }
-            hold(total)?;
+            counted.grow(total)?;
             if bytes.is_empty() && total == length {
-                return Ok((data, Held::new(permits)));
+                return Ok((data, counted.held()));
             }
             bytes.extend_from_slice(&data);
         }
-        Ok((Bytes::from(bytes), Held::new(permits)))
+        Ok((Bytes::from(bytes), counted.held()))
     };
     let read = tokio::time::timeout(app.options.read_timeout, read).await;
     let read = read.unwrap_or(Err(ApiError::BodyTimeout));
     // A client that still sends does not see the answer, and a connection that is closed while bytes come in is reset.
     if matches!(
         read,
-        Err(ApiError::TooLarge(_) | ApiError::MediaType | ApiError::Busy { .. })
+        Err(ApiError::TooLarge(_) | ApiError::MediaType | ApiError::Encoded(_) | ApiError::Busy { .. })
     ) && !waits
     {
         let discard = async {
@@ -346,6 +397,32 @@ async fn read_body(app: &App, request: Request) -> Result<(Bytes, Held), ApiErro
     read
 }
 
+/// How a body is compressed, as its head says.
+fn encoding(headers: &HeaderMap) -> Option<String> {
+    let given = headers.get_all(CONTENT_ENCODING).iter();
+    let given: Vec<String> = given
+        .map(|value| {
+            String::from_utf8_lossy(value.as_bytes())
+                .trim()
+                .chars()
+                .take(40)
+                .collect()
+        })
+        .collect();
+    let is_plain = |name: &String| name.is_empty() || name.eq_ignore_ascii_case("identity");
+    (!given.iter().all(is_plain)).then(|| given.join(", "))
+}
+
+/// What compressed data begins like a body that is sent without saying so.
+fn compressed(body: &[u8]) -> Option<&'static str> {
+    match body {
+        [0x1f, 0x8b, ..] => Some("gzip"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("zstd"),
+        [0x78, 0x01 | 0x5e | 0x9c | 0xda, ..] => Some("deflate"),
+        _ => None,
+    }
+}
+
 /// Reads and parses a body, and does with it what the endpoint does, in time.
 async fn handle<T: Send + 'static, F: Future<Output = Reply>>(
     app: Arc<App>,
@@ -354,13 +431,16 @@ async fn handle<T: Send + 'static, F: Future<Output = Reply>>(
     work: impl FnOnce(Arc<App>, Arc<Service>, T, Held) -> F,
 ) -> Reply {
     let (body, held) = read_body(&app, request).await?;
+    if let Some(how) = compressed(&body) {
+        return Err(ApiError::Encoded(how.into()));
+    }
     let service = app.service()?.clone();
     let limits = app.limits(&service);
     let timeout = app.options.timeout;
     let work = async {
         let (parsed, held) = match body.len() {
             0..=LONG_BODY => (parse(&body, &limits), held),
-            _ => service::aside(&app.pool, move || (parse(&body, &limits), held)).await?,
+            _ => service::aside(&app.texts, move || (parse(&body, &limits), held)).await?,
         };
         work(app.clone(), service, parsed?, held).await
     };
@@ -404,17 +484,35 @@ async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Reply {
                 ));
             }
         }
+        let encoding = body.encoding;
+        // It is known beforehand how long the answer will be, and whether there is memory for it.
+        let mut answer = app.memory.answer("input");
+        answer.add(ENVELOPE)?;
+        for item in &body.input {
+            let values = match item {
+                Item::Text(_) => config.text.width,
+                _ => config.image.width(),
+            };
+            answer.add(ENTRY + vector_bytes(values, encoding))?;
+        }
         let embedded = service.embed(body.input, "input", &held).await?;
-        let (usage, encoding) = (usage(&embedded), body.encoding);
-        let values: usize = embedded.vectors.iter().map(Vec::len).sum();
+        let usage = usage(&embedded);
         let write = move |out: &mut String, i: usize, vector: &Vec<f32>| {
             out.push_str(&format!("{{\"object\":\"embedding\",\"index\":{i},\"embedding\":"));
             write_vector(out, vector, encoding);
             out.push('}');
         };
-        list(&app, &service, embedded.vectors, values * 12, usage, write).await
+        list(&app, &service, embedded.vectors, answer, usage, write).await
     })
     .await
+}
+
+/// Bytes of a vector in an answer, at most.
+fn vector_bytes(values: usize, encoding: Encoding) -> usize {
+    match encoding {
+        Encoding::Float => values * NUMBER,
+        Encoding::Base64 => (4 * values).div_ceil(3) * 4,
+    }
 }
 
 fn write_vector(out: &mut String, vector: &[f32], encoding: Encoding) {
@@ -441,27 +539,28 @@ fn write_vector(out: &mut String, vector: &[f32], encoding: Encoding) {
 }
 
 fn usage(embedded: &Embedded) -> Value {
-    let total = embedded.tokens + embedded.patches;
+    let tokens: usize = embedded.tokens.iter().sum();
+    let total = tokens + embedded.patches;
     json!({
         "prompt_tokens": total,
         "total_tokens": total,
-        "text_tokens": embedded.tokens,
+        "text_tokens": tokens,
         "image_patches": embedded.patches,
     })
 }
 
-/// A list's response of about so many bytes: its entries, each as `write` writes it, which model, and what it cost.
+/// A list's response, whose bytes were counted: its entries, each as `write` writes it, which model, and what it cost.
 async fn list<T: Send + 'static>(
     app: &App,
     service: &Arc<Service>,
     entries: Vec<T>,
-    bytes: usize,
+    answer: Answer,
     usage: Value,
     write: impl Fn(&mut String, usize, &T) + Send + 'static,
 ) -> Reply {
-    service::check_answer(bytes)?;
-    let text = move |service: &Service| {
-        let mut out = String::with_capacity(bytes + 256);
+    let bytes = answer.bytes();
+    let body = move |service: &Service| {
+        let mut out = String::with_capacity(bytes);
         out.push_str("{\"object\":\"list\",\"data\":[");
         for (i, entry) in entries.iter().enumerate() {
             if i > 0 {
@@ -474,13 +573,14 @@ async fn list<T: Send + 'static>(
         out.push_str(&format!(
             "],\"model\":{name},\"fingerprint\":{fingerprint},\"usage\":{usage}}}"
         ));
-        out
+        drop(entries);
+        answer.body(out)
     };
-    let text = match bytes {
-        0..=LONG_RESPONSE => text(service),
-        _ => service.aside(text).await?,
+    let body = match bytes {
+        0..=LONG_RESPONSE => body(service),
+        _ => service.aside(body).await?,
     };
-    Ok(with_model(app, json_response(text)))
+    Ok(with_model(app, json_response(body)))
 }
 
 async fn search(State(app): State<Arc<App>>, request: Request) -> Reply {
@@ -490,10 +590,9 @@ async fn search(State(app): State<Arc<App>>, request: Request) -> Reply {
         let embedded = service.embed(body.input, "input", &held).await?;
         let usage = usage(&embedded);
         let dimensions = service.engine.config().image.width();
-        let found = service
+        let (found, answer) = service
             .search(matrix(embedded.vectors, dimensions, "input")?, body.k, held)
             .await?;
-        let bytes = hits_bytes(found.iter().flatten().map(|hit| hit.id.as_str()));
         let write = |out: &mut String, i: usize, hits: &Vec<Hit>| {
             let hits: Vec<Value> = hits
                 .iter()
@@ -501,7 +600,7 @@ async fn search(State(app): State<Arc<App>>, request: Request) -> Reply {
                 .collect();
             out.push_str(&json!({"object": "search_result", "index": i, "hits": hits}).to_string());
         };
-        list(&app, &service, found, bytes, usage, write).await
+        list(&app, &service, found, answer, usage, write).await
     })
     .await
 }
@@ -518,31 +617,18 @@ async fn classify(State(app): State<Arc<App>>, request: Request) -> Reply {
             };
             labels.iter().enumerate().map(name).collect()
         });
+        let names = names.map(Arc::new);
         let dimensions = service.engine.config().image.width();
         let mut embedded = service.embed(body.input, "input", &held).await?;
         let labels = match body.labels {
             None => None,
             Some(labels) => {
                 service.check_comparable(&labels, "labels")?;
-                // A template at a time: each is as many items as the labels alone.
-                let mut rounds = Vec::new();
-                for template in &body.templates {
-                    let filled = labels.iter().map(|label| match label {
-                        Item::Text(label) => Item::Text(template.replace(PLACE, label)),
-                        other => other.clone(),
-                    });
-                    let round = service.embed(filled.collect(), "labels", &held).await?;
-                    embedded.tokens += round.tokens;
-                    embedded.patches += round.patches;
-                    rounds.push(round.vectors.into_iter());
-                }
-                let rows = (0..labels.len())
-                    .flat_map(|_| rounds.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>());
-                let rows = matrix(rows.collect(), dimensions, "labels")?;
-                let labels = label_vectors(rows, body.templates.len()).map_err(|error| {
-                    ApiError::request("invalid_value", "labels", format!("labels: {error}"))
-                })?;
-                Some(labels)
+                let of_labels = service.label_vectors(labels, &body.templates, &held).await?;
+                embedded.tokens.extend(of_labels.tokens);
+                embedded.patches += of_labels.patches;
+                let labels = matrix(of_labels.vectors, dimensions, "labels")?;
+                names.clone().map(|names| (labels, names))
             }
         };
         let usage = usage(&embedded);
@@ -550,30 +636,18 @@ async fn classify(State(app): State<Arc<App>>, request: Request) -> Reply {
         let scale = body
             .temperature
             .map_or(service.engine.config().scale(), f64::recip);
-        let found = service.classify(queries, labels, body.k, scale, held).await?;
-        let bytes = hits_bytes(
-            found
-                .iter()
-                .flatten()
-                .map(|(hit, _)| label_name(names.as_deref(), &hit.id)),
-        );
+        let (found, answer) = service.classify(queries, labels, body.k, scale, held).await?;
         let write = move |out: &mut String, i: usize, hits: &Vec<(Hit, f32)>| {
             let label = |hit: &Hit, share: f32| {
-                let name = label_name(names.as_deref(), &hit.id);
+                let name = label_name(names.as_deref().map(Vec::as_slice), &hit.id);
                 json!({"label": name, "score": hit.score, "probability": share})
             };
             let labels: Vec<Value> = hits.iter().map(|(hit, share)| label(hit, *share)).collect();
             out.push_str(&json!({"object": "classification", "index": i, "labels": labels}).to_string());
         };
-        list(&app, &service, found, bytes, usage, write).await
+        list(&app, &service, found, answer, usage, write).await
     })
     .await
-}
-
-/// What a label is called: as it came with the question, where it did.
-fn label_name<'a>(names: Option<&'a [String]>, id: &'a str) -> &'a str {
-    let name = names.and_then(|names| names.get(id.parse::<usize>().ok()?));
-    name.map_or(id, String::as_str)
 }
 
 async fn index(State(app): State<Arc<App>>) -> Reply {
@@ -626,24 +700,34 @@ fn change(service: &Service, changed: super::store::Changed) -> Response {
 }
 
 async fn models(State(app): State<Arc<App>>) -> Reply {
-    let config = app.service()?.engine.config();
+    let value = json!({ "object": "list", "data": [model_json(&app, app.service()?)] });
+    Ok(with_model(&app, json_response(value.to_string())))
+}
+
+async fn model(State(app): State<Arc<App>>, name: Result<Path<String>, PathRejection>) -> Reply {
+    let service = app.service()?;
+    // What cannot be decoded is no model's name.
+    let name = name.map_or_else(|_| String::new(), |Path(name)| name);
+    check_model(service, Some(&name))?;
+    let model = model_json(&app, service).to_string();
+    Ok(with_model(&app, json_response(model)))
+}
+
+fn model_json(app: &App, service: &Service) -> Value {
+    let config = service.engine.config();
     let created = app
         .started
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
-    let value = json!({
-        "object": "list",
-        "data": [{
-            "id": config.name,
-            "object": "model",
-            "created": created,
-            "owned_by": "ernie-vil",
-            "fingerprint": config.fingerprint,
-            "note": config.note,
-        }],
-    });
-    Ok(with_model(&app, json_response(value.to_string())))
+    json!({
+        "id": config.name,
+        "object": "model",
+        "created": created,
+        "owned_by": "ernie-vil",
+        "fingerprint": config.fingerprint,
+        "note": config.note,
+    })
 }
 
 async fn info(State(app): State<Arc<App>>) -> Reply {
@@ -669,6 +753,8 @@ async fn info(State(app): State<Arc<App>>) -> Reply {
             "body_bytes": app.options.max_body,
             "items": app.options.max_items,
             "text_bytes": app.options.max_text,
+            "prompts": app.options.max_prompts,
+            "answer_bytes": app.memory.longest(),
             "pixels": app.options.max_pixels,
             "seconds": app.options.timeout.as_secs(),
         },
@@ -689,7 +775,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
     let now = Now {
         ready: service.is_some() && !app.stopping.load(Ordering::Relaxed),
         waiting: service.map_or_else(Default::default, |service| service::waiting(&service.queue)),
-        buffered: (app.units - app.buffers.available_permits()) * UNIT,
+        buffered: app.memory.held(),
         index: service.map_or(0, |service| service.store.len()),
     };
     let mut response = app.metrics.text(&now).into_response();
@@ -756,8 +842,8 @@ async fn file(State(app): State<Arc<App>>, request: Request) -> Reply {
     )))
 }
 
-fn json_response(text: String) -> Response {
-    let mut response = Response::new(Body::from(text));
+fn json_response(body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

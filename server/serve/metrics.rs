@@ -73,7 +73,6 @@ pub struct Metrics {
     rejections: Mutex<BTreeMap<&'static str, u64>>,
     pub request_time: Histogram,
     pub decode: Histogram,
-    pub preprocess: Histogram,
     pub tokenize: Histogram,
     queue: [Histogram; LANES],
     inference: [Histogram; LANES],
@@ -99,7 +98,6 @@ impl Metrics {
             rejections: Mutex::default(),
             request_time: times(),
             decode: times(),
-            preprocess: times(),
             tokenize: times(),
             queue: std::array::from_fn(|_| times()),
             inference: std::array::from_fn(|_| times()),
@@ -167,9 +165,8 @@ impl Metrics {
             (
                 "decode",
                 &self.decode,
-                "Base64 and image file to pixels, an image.",
+                "Base64 and image file to the crop that the model sees, an image.",
             ),
-            ("preprocess", &self.preprocess, "Resizing and cropping, an image."),
             ("tokenize", &self.tokenize, "Captions to token ids, a request."),
         ];
         for (stage, histogram, help) in single {
@@ -217,7 +214,7 @@ impl Metrics {
             (
                 "buffered_bytes",
                 now.buffered as u64,
-                "Bodies of requests held in memory.",
+                "Bodies of requests and answers held in memory.",
             ),
             ("index_embeddings", now.index as u64, "Embeddings in the index."),
             (

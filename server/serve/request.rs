@@ -3,9 +3,10 @@
 //! A body becomes a tree with a bounded number of nodes first, so that its memory follows from its length and the
 //! limits, and then what an endpoint takes, with the path of each value in the messages: `input[2].image`.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
+use ernie_vil::Error;
 use ernie_vil::classify::{PLACE, TEMPLATES};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
@@ -28,6 +29,8 @@ pub struct Limits {
     pub items: usize,
     /// Bytes of a text.
     pub text: usize,
+    /// Captions that a classification makes of its labels and templates.
+    pub prompts: usize,
     /// Values of an embedding that is given as numbers.
     pub dimensions: usize,
 }
@@ -193,6 +196,21 @@ impl Classify {
             }
         }
         let templates = templates.map_or_else(|| vec![PLACE.to_owned()], |(_, templates)| templates);
+        let count = labels.as_ref().map_or(0, Vec::len);
+        let prompts = count.saturating_mul(templates.len());
+        if prompts > limits.prompts {
+            return Err(Problem {
+                code: "too_many_prompts",
+                ..at(
+                    "labels",
+                    format!(
+                        "{count} labels in {} templates are {prompts} captions, expected at most {} (--max-prompts)",
+                        templates.len(),
+                        limits.prompts
+                    ),
+                )
+            });
+        }
         check_filled(&templates, labels.as_deref().unwrap_or_default(), limits)?;
         Ok(Self {
             input: fields.input(limits)?,
@@ -374,11 +392,23 @@ impl Fields {
             param: None,
             message,
         };
-        let text =
-            std::str::from_utf8(body).map_err(|error| invalid(format!("the body is not UTF-8: {error}")))?;
+        // Some editors and languages write a mark of the byte order in front of UTF-8, which has none.
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+        let text = std::str::from_utf8(body).map_err(|error| {
+            let what = match body {
+                [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "the body is UTF-16, expected UTF-8".into(),
+                _ => format!("the body is not UTF-8: {error}"),
+            };
+            invalid(what)
+        })?;
         let room = Cell::new(limits.nodes());
+        let trace = RefCell::new(Vec::new());
         let mut json = serde_json::Deserializer::from_str(text);
-        let node = Tree { room: &room }.deserialize(&mut json);
+        let tree = Tree {
+            room: &room,
+            trace: &trace,
+        };
+        let node = tree.deserialize(&mut json);
         let node = node.and_then(|node| json.end().map(|()| node));
         match node {
             Ok(Node::Map(fields)) => Ok(Self(fields)),
@@ -395,7 +425,26 @@ impl Fields {
                     limits.items
                 ),
             }),
-            Err(error) => Err(invalid(format!("the body is not JSON: {error}"))),
+            Err(error) => {
+                let path = shown_path(&trace.into_inner());
+                if is_lone_surrogate(text, &error) {
+                    let name = if path.is_empty() { "the body" } else { &path };
+                    return Err(Problem {
+                        message: format!(
+                            "{name}: half of a character that UTF-16 writes as two (a lone surrogate such as \\ud83d), as a \
+                             text that was cut in its middle has, expected whole characters: {error}"
+                        ),
+                        param: (!path.is_empty()).then_some(path),
+                        ..invalid(String::new())
+                    });
+                }
+                let place = if path.is_empty() {
+                    path
+                } else {
+                    format!(", in {path}")
+                };
+                Err(invalid(format!("the body is not JSON: {error}{place}")))
+            }
         }
     }
 
@@ -445,6 +494,49 @@ impl Fields {
     }
 }
 
+/// The path of a value, of its parts from the inside to the outside.
+fn shown_path(parts: &[Part]) -> String {
+    let mut path = String::new();
+    for part in parts.iter().rev() {
+        match part {
+            Part::Index(i) => path.push_str(&format!("[{i}]")),
+            Part::Name(name) => {
+                if !path.is_empty() {
+                    path.push('.');
+                }
+                path.extend(name.chars().take(40).flat_map(char::escape_debug));
+            }
+        }
+    }
+    path
+}
+
+/// Whether a text is wrong in an escape that is half of a character.
+fn is_lone_surrogate(text: &str, error: &serde_json::Error) -> bool {
+    let message = error.to_string();
+    if message.contains("surrogate") {
+        return true;
+    }
+    if !message.contains("hex escape") {
+        return false;
+    }
+    // The escape that comes last before the place where another one was expected.
+    let Some(line) = error
+        .line()
+        .checked_sub(1)
+        .and_then(|line| text.split('\n').nth(line))
+    else {
+        return false;
+    };
+    let before = &line.as_bytes()[..error.column().min(line.len())];
+    let before = &before[before.len().saturating_sub(12)..];
+    before.windows(6).any(|six| {
+        let digits = std::str::from_utf8(&six[2..]).ok();
+        let unit = digits.and_then(|digits| u16::from_str_radix(digits, 16).ok());
+        six.starts_with(b"\\u") && unit.is_some_and(|unit| (0xd800..0xe000).contains(&unit))
+    })
+}
+
 /// A list that is neither empty nor too long.
 fn list(node: Option<Node>, path: &str, limits: &Limits) -> Result<Vec<Node>> {
     let problem = match node {
@@ -487,39 +579,45 @@ fn items(node: Node, path: &str, limits: &Limits) -> Result<Vec<Item>> {
     }
 }
 
+const EXPECTED: &str = "expected a string, {\"text\": ...}, {\"image\": ...}, {\"embedding\": ...}, or a part of a message as \
+                        OpenAI's chat has them";
+
 /// A string is a caption or a data URI; an object says which it is.
 fn item(node: Node, path: &str, limits: &Limits) -> Result<Item> {
-    let expected = "expected a string, {\"text\": ...}, {\"image\": ...} or {\"embedding\": ...}";
     let map = match node {
-        Node::String(text) if has_scheme(&text, "data:") => return Ok(Item::Image(data_uri(text, path)?)),
+        Node::String(text) if is_data_uri(&text) => return Ok(Item::Image(data_uri(text, path)?)),
         Node::String(text) => {
             refuse_address(&text, path)?;
+            refuse_file(&text, path)?;
             limits.check_text(text.len(), path, "")?;
             return Ok(Item::Text(text));
         }
         Node::Map(map) => map,
-        other => return Err(at(path, format!("{}, {expected}", other.shown()))),
+        other => return Err(at(path, format!("{}, {EXPECTED}", other.shown()))),
     };
-    let mut map = map.into_iter();
-    let (Some((name, value)), None) = (map.next(), map.next()) else {
-        return Err(at(
-            path,
-            format!("an object with another number of fields than one, {expected}"),
-        ));
-    };
+    if map.iter().any(|(name, _)| name == "type" || name == "image_url") {
+        return part(Fields(map), path, limits);
+    }
+    if map.len() != 1 {
+        let names: Vec<String> = map.iter().take(8).map(|(name, _)| quoted(name)).collect();
+        let more = if map.len() > names.len() { ", …" } else { "" };
+        let message = match map.is_empty() {
+            true => format!("an empty object, {EXPECTED}"),
+            false => format!(
+                "an object with another number of fields than one ({}{more}), {EXPECTED}",
+                names.join(", ")
+            ),
+        };
+        return Err(at(path, message));
+    }
+    let (name, value) = map.into_iter().next().unwrap_or((String::new(), Node::Null));
     let inner = format!("{path}.{name}");
     match (name.as_str(), value) {
         ("text", Node::String(text)) => {
             limits.check_text(text.len(), &inner, "")?;
             Ok(Item::Text(text))
         }
-        ("image", Node::String(text)) if has_scheme(&text, "data:") => {
-            Ok(Item::Image(data_uri(text, &inner)?))
-        }
-        ("image", Node::String(text)) => {
-            refuse_address(&text, &inner)?;
-            Ok(Item::Image(text))
-        }
+        ("image", Node::String(text)) => image(text, &inner),
         ("embedding", Node::List(list)) if list.len() <= limits.dimensions => {
             let value = |(i, node)| match node {
                 Node::Number(value) => Ok(value as f32),
@@ -541,8 +639,83 @@ fn item(node: Node, path: &str, limits: &Limits) -> Result<Item> {
             inner,
             format!("{}, expected a list of numbers", value.shown()),
         )),
-        (name, _) => Err(at(path, format!("a field {}, {expected}", quoted(name)))),
+        (name, _) => Err(at(path, format!("a field {}, {EXPECTED}", quoted(name)))),
     }
+}
+
+/// A part of a message as OpenAI's chat has them: `{"type": "text", "text": ...}`, `{"type": "image_url", "image_url": {"url":
+/// ...}}`, and the same of its newer interface, `input_text` and `input_image`.
+fn part(mut fields: Fields, path: &str, limits: &Limits) -> Result<Item> {
+    let inner = |problem: Problem| within(problem, path);
+    let kind = fields.string("type").map_err(inner)?;
+    let own = match kind.as_deref() {
+        Some("text" | "input_text") => "text",
+        _ => "image_url",
+    };
+    let contents = ["text", "image", "embedding", "image_url"];
+    // What surrounds the content, such as how much of a picture is to be seen, means nothing here.
+    if let Some((name, _)) =
+        (fields.0.iter()).find(|(name, _)| name != own && contents.contains(&name.as_str()))
+    {
+        let message =
+            format!("given beside `{own}`, expected one of them: each item becomes an embedding of its own");
+        return Err(at(format!("{path}.{name}"), message));
+    }
+    match kind.as_deref() {
+        Some("text" | "input_text") => {
+            let found = fields.take("text").map_err(inner)?;
+            let place = format!("{path}.text");
+            match found {
+                Some(Node::String(text)) => {
+                    limits.check_text(text.len(), &place, "")?;
+                    Ok(Item::Text(text))
+                }
+                Some(other) => Err(at(place, format!("{}, expected a string", other.shown()))),
+                None => Err(at(place, "missing, expected a string")),
+            }
+        }
+        None | Some("image_url" | "input_image") => {
+            let place = format!("{path}.image_url");
+            match fields.take("image_url").map_err(inner)? {
+                Some(Node::String(text)) => image(text, &place),
+                Some(Node::Map(map)) => {
+                    let url = Fields(map)
+                        .take("url")
+                        .map_err(|problem| within(problem, &place))?;
+                    let place = format!("{place}.url");
+                    match url {
+                        Some(Node::String(text)) => image(text, &place),
+                        Some(other) => Err(at(place, format!("{}, expected a data URI", other.shown()))),
+                        None => Err(at(place, "missing, expected a data URI")),
+                    }
+                }
+                Some(other) => Err(at(
+                    place,
+                    format!(
+                        "{}, expected {{\"url\": \"data:image/...;base64,...\"}}",
+                        other.shown()
+                    ),
+                )),
+                None => Err(at(
+                    place,
+                    "missing, expected {\"url\": \"data:image/...;base64,...\"}",
+                )),
+            }
+        }
+        Some(other) => Err(at(
+            format!("{path}.type"),
+            format!("{}, expected \"text\" or \"image_url\"", quoted(other)),
+        )),
+    }
+}
+
+/// An image in base64 or as a data URI.
+fn image(text: String, path: &str) -> Result<Item> {
+    if is_data_uri(&text) {
+        return Ok(Item::Image(data_uri(text, path)?));
+    }
+    refuse_address(&text, path)?;
+    Ok(Item::Image(text))
 }
 
 fn has_scheme(text: &str, scheme: &str) -> bool {
@@ -550,12 +723,38 @@ fn has_scheme(text: &str, scheme: &str) -> bool {
         .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
 }
 
+/// A text without the blanks in front of it, a mark of the byte order among them.
+fn trimmed(text: &str) -> &str {
+    text.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
+}
+
+fn is_data_uri(text: &str) -> bool {
+    has_scheme(trimmed(text), "data:")
+}
+
+/// Whether a text begins as an address does: with any scheme and `//`, or with one whose addresses have none.
+fn is_address(text: &str) -> bool {
+    const OTHERS: [&str; 12] = [
+        "http:", "https:", "file:", "ftp:", "blob:", "s3:", "gs:", "oss:", "cos:", "bos:", "ipfs:", "cid:",
+    ];
+    let text = trimmed(text);
+    let end = text.char_indices().nth(48).map_or(text.len(), |(end, _)| end);
+    let is_scheme = |scheme: &str| {
+        scheme.len() <= 40
+            && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme
+                .bytes()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'-' | b'.'))
+    };
+    OTHERS.iter().any(|scheme| has_scheme(text, scheme))
+        || text[..end]
+            .split_once("://")
+            .is_some_and(|(scheme, _)| is_scheme(scheme))
+}
+
 /// Images are never fetched: a server that opens addresses for its clients opens those inside its own network too.
 fn refuse_address(text: &str, path: &str) -> Result<()> {
-    if ["http:", "https:", "file:", "ftp:"]
-        .iter()
-        .any(|scheme| has_scheme(text, scheme))
-    {
+    if is_address(text) {
         return Err(Problem {
             code: "remote_image",
             ..at(
@@ -571,22 +770,141 @@ fn refuse_address(text: &str, path: &str) -> Result<()> {
     Ok(())
 }
 
+/// What stands for an image without being one would be embedded as a caption, and nobody would see it.
+fn refuse_file(text: &str, path: &str) -> Result<()> {
+    let what = if is_file_name(text) && !text.contains(char::is_whitespace) {
+        "is the name of a file, and no file is read"
+    } else if is_bytes_literal(text) {
+        "is Python's way of showing bytes"
+    } else if is_bare_base64(text) {
+        "is an image in base64, but says so nowhere"
+    } else {
+        return Ok(());
+    };
+    Err(at(
+        path,
+        format!(
+            "{} {what}; expected {{\"image\": ...}} with the image in base64, or {{\"text\": ...}} where it is a caption",
+            quoted(text)
+        ),
+    ))
+}
+
+/// Whether a text is no more than a name that ends as images' names do.
+fn is_file_name(text: &str) -> bool {
+    const ENDS: [&str; 12] = [
+        "jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "heic", "avif", "ppm", "jfif",
+    ];
+    let is_end = |end: &str| ENDS.iter().any(|known| known.eq_ignore_ascii_case(end));
+    text.len() <= 4096
+        && text
+            .rsplit_once('.')
+            .is_some_and(|(name, end)| !name.is_empty() && is_end(end))
+}
+
+/// Whether a text is what Python's `str` makes of bytes: `b'...'`.
+fn is_bytes_literal(text: &str) -> bool {
+    let text = trimmed(text).trim_end();
+    ['\'', '"'].iter().any(|&quote| {
+        let inner = text
+            .strip_prefix(['b', 'B'])
+            .and_then(|rest| rest.strip_prefix(quote));
+        inner.is_some_and(|inner| inner.len() > 16 && inner.ends_with(quote))
+    })
+}
+
+/// Whether a text is the base64 of a file that begins as images do.
+fn is_bare_base64(text: &str) -> bool {
+    // JPEG, PNG, GIF, WebP, TIFF in both orders of bytes, BMP, PNM.
+    const STARTS: [&str; 11] = [
+        "/9j/",
+        "iVBORw0KGgo",
+        "R0lGOD",
+        "UklGR",
+        "SUkqA",
+        "TU0AK",
+        "Qk",
+        "UDEK",
+        "UDQK",
+        "UDUK",
+        "UDYK",
+    ];
+    let text = trimmed(text);
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=-_\r\n".contains(&byte);
+    text.len() >= 64
+        && STARTS.iter().any(|start| text.starts_with(start))
+        && text.trim_end().bytes().all(is_base64)
+}
+
+/// Checks that a text is base64 of the alphabet that everybody writes. The library's decoder leaves other characters out as Python's
+/// does, which makes another file of it, and an error of that file.
+pub fn check_base64(text: &str) -> ernie_vil::Result<()> {
+    let wrong = |message: String| Err(Error::Base64(message));
+    let is_plain = |byte: u8| {
+        byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=') || byte.is_ascii_whitespace()
+    };
+    let Some(at) = text.bytes().position(|byte| !is_plain(byte)) else {
+        return Ok(());
+    };
+    let found = char::from(text.as_bytes()[at]);
+    if is_bytes_literal(text) {
+        return wrong(
+            "the text is b'...', as Python shows bytes, expected the base64 alone: base64.b64encode(data).decode()".into(),
+        );
+    }
+    if is_path(text) {
+        return wrong(format!(
+            "{} is the name of a file, and no file is read, expected the image itself in base64",
+            quoted(text)
+        ));
+    }
+    if !found.is_ascii() {
+        // The decoder says where it is.
+        return Ok(());
+    }
+    wrong(match found {
+        '-' | '_' => format!(
+            "byte {at} is '{found}', which only the URL-safe alphabet has, expected the standard one with '+' and '/' \
+             (base64.b64encode, not urlsafe_b64encode)"
+        ),
+        '%' => format!("byte {at} is '%', as in an address, expected base64 without percent-encoding"),
+        _ => format!("byte {at} is {found:?}, expected base64: A-Z, a-z, 0-9, '+', '/' and '='"),
+    })
+}
+
+/// Whether a text that is no base64 is the path of a file.
+fn is_path(text: &str) -> bool {
+    let begins = ["./", "../", "~/", "\\\\"]
+        .iter()
+        .any(|start| text.starts_with(start));
+    let drive = text
+        .as_bytes()
+        .get(1..3)
+        .is_some_and(|two| matches!(two, b":\\" | b":/"));
+    text.len() <= 4096 && (begins || drive || is_file_name(text))
+}
+
 /// The base64 of `data:image/jpeg;base64,...`.
 fn data_uri(mut text: String, path: &str) -> Result<String> {
     let wrong = |found: &str| {
-        let message = format!("{}, expected data:image/...;base64,...", quoted(found));
+        let message = format!(
+            "{}, expected data:image/...;base64,..., or {{\"text\": ...}} where it is a caption",
+            quoted(found)
+        );
         at(path, message)
     };
+    let start = text.len() - trimmed(&text).len();
     // Only the head is looked at; what follows may be megabytes.
-    let Some(comma) = text.bytes().take(256).position(|byte| byte == b',') else {
+    let head = &text.as_bytes()[start..];
+    let Some(comma) = head.iter().take(256).position(|&byte| byte == b',') else {
         return Err(wrong(&text));
     };
-    let head = text[..comma].to_ascii_lowercase();
+    let head = text[start..start + comma].to_ascii_lowercase();
     let is_image = head.starts_with("data:image/") || head.starts_with("data:application/octet-stream");
     if !is_image || !head.ends_with(";base64") {
         return Err(wrong(&text));
     }
-    Ok(text.split_off(comma + 1))
+    Ok(text.split_off(start + comma + 1))
 }
 
 /// A JSON value.
@@ -614,10 +932,19 @@ impl Node {
     }
 }
 
-/// Reads a value with no more nodes than there is room for.
+/// A step on the path to a value.
+#[derive(Debug)]
+enum Part {
+    Name(String),
+    Index(usize),
+}
+
+/// Reads a value with no more nodes than there is room for. Where that fails, the trace says in which value, from the inside to the
+/// outside.
 #[derive(Clone, Copy)]
 struct Tree<'a> {
     room: &'a Cell<usize>,
+    trace: &'a RefCell<Vec<Part>>,
 }
 
 impl<'de> DeserializeSeed<'de> for Tree<'_> {
@@ -674,16 +1001,28 @@ impl<'de> Visitor<'de> for Tree<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Node, A::Error> {
         let mut nodes = Vec::new();
-        while let Some(node) = list.next_element_seed(self)? {
-            nodes.push(node);
+        loop {
+            match list.next_element_seed(self) {
+                Ok(Some(node)) => nodes.push(node),
+                Ok(None) => return Ok(Node::List(nodes)),
+                Err(error) => {
+                    self.trace.borrow_mut().push(Part::Index(nodes.len()));
+                    return Err(error);
+                }
+            }
         }
-        Ok(Node::List(nodes))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Node, A::Error> {
         let mut fields = Vec::new();
-        while let Some(name) = map.next_key()? {
-            fields.push((name, map.next_value_seed(self)?));
+        while let Some(name) = map.next_key::<String>()? {
+            match map.next_value_seed(self) {
+                Ok(value) => fields.push((name, value)),
+                Err(error) => {
+                    self.trace.borrow_mut().push(Part::Name(name));
+                    return Err(error);
+                }
+            }
         }
         Ok(Node::Map(fields))
     }
@@ -691,11 +1030,14 @@ impl<'de> Visitor<'de> for Tree<'_> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const LIMITS: Limits = Limits {
         items: 3,
         text: 20,
+        prompts: 5,
         dimensions: 2,
     };
 
@@ -857,6 +1199,211 @@ mod tests {
         assert_eq!(
             alone.unwrap_err().message,
             "labels[1]: 21 bytes, expected at most 20 (--max-text)"
+        );
+    }
+
+    #[test]
+    fn what_stands_for_an_image_is_no_caption() {
+        let limits = Limits { text: 4096, ..LIMITS };
+        let parse = |item: serde_json::Value| {
+            let body = json!({ "input": [item] }).to_string();
+            let parsed = Embed::parse(body.as_bytes(), &limits);
+            parsed.map(|mut body| body.input.remove(0)).map_err(|problem| {
+                assert!(problem.message.starts_with("input[0]"), "{}", problem.message);
+                (problem.code, problem.message)
+            })
+        };
+        let image = || Ok(Item::Image("QUJD".into()));
+        let uri = "data:image/png;base64,QUJD";
+        for item in [
+            json!(uri),
+            json!(format!(" \n\t{uri}")),
+            json!(format!("\u{feff}{uri}")),
+            json!(format!("\u{3000}DATA:image/JPEG;charset=x;BASE64,QUJD")),
+            json!({ "image": format!(" {uri}") }),
+            json!({"type": "image_url", "image_url": {"url": uri}}),
+            json!({"type": "image_url", "image_url": {"url": uri, "detail": "low"}}),
+            json!({"type": "image_url", "image_url": uri}),
+            json!({"image_url": {"url": uri}}),
+            json!({"type": "input_image", "image_url": uri, "detail": "auto"}),
+            json!({"type": "image_url", "image_url": {"url": "QUJD"}}),
+        ] {
+            assert_eq!(parse(item.clone()), image(), "{item}");
+        }
+        for kind in ["text", "input_text"] {
+            let part = json!({"type": kind, "text": "https://a", "cache_control": {}});
+            assert_eq!(parse(part), Ok(Item::Text("https://a".into())));
+        }
+        // Captions that look a little like something else.
+        let long = format!("Qk {}", "a".repeat(100));
+        for text in [
+            "note: a cat",
+            "1://",
+            "b'cat'",
+            "猫:狗",
+            "a.b",
+            ".jpg",
+            "see cat.jpg",
+            "C: 狗",
+            "",
+            &long,
+        ] {
+            assert_eq!(parse(json!(text)), Ok(Item::Text(text.into())), "{text}");
+        }
+        let base64 = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==";
+        let cases = [
+            (json!("blob:https://a/1"), "remote_image", "is an address"),
+            (json!(" s3://bucket/cat"), "remote_image", "is an address"),
+            (json!("S3:bucket"), "remote_image", "is an address"),
+            (json!("oss://bucket/cat"), "remote_image", "is an address"),
+            (json!("\u{feff}https://a/b"), "remote_image", "is an address"),
+            (json!({"image": "gs://b/c"}), "remote_image", "is an address"),
+            (
+                json!({"type": "image_url", "image_url": {"url": "https://a/b.png"}}),
+                "remote_image",
+                "is an address",
+            ),
+            (json!("photos/猫.JPG"), "invalid_value", "is the name of a file"),
+            (
+                json!(format!("b'{base64}'")),
+                "invalid_value",
+                "Python's way of showing bytes",
+            ),
+            (json!(base64), "invalid_value", "is an image in base64"),
+            (
+                json!(" data:text/plain,abc"),
+                "invalid_value",
+                "expected data:image/...;base64,...",
+            ),
+            (
+                json!("data: 猫"),
+                "invalid_value",
+                "{\"text\": ...} where it is a caption",
+            ),
+            (
+                json!({"type": "video_url", "video_url": {"url": uri}}),
+                "invalid_value",
+                "input[0].type: \"video_url\"",
+            ),
+            (
+                json!({"type": "image_url"}),
+                "invalid_value",
+                "input[0].image_url: missing",
+            ),
+            (
+                json!({"type": "image_url", "image_url": {}}),
+                "invalid_value",
+                "input[0].image_url.url: missing",
+            ),
+            (
+                json!({"type": "image_url", "image_url": 1}),
+                "invalid_value",
+                "expected {\"url\"",
+            ),
+            (json!({"type": "text"}), "invalid_value", "input[0].text: missing"),
+            (
+                json!({"type": "text", "text": 1}),
+                "invalid_value",
+                "input[0].text: the number 1",
+            ),
+            (
+                json!({"type": 1}),
+                "invalid_value",
+                "input[0].type: the number 1, expected a string",
+            ),
+            (
+                json!({"image_url": uri, "text": "a"}),
+                "invalid_value",
+                "input[0].text: given beside `image_url`",
+            ),
+            (
+                json!({"text": "a", "b": 1}),
+                "invalid_value",
+                "fields than one (\"b\", \"text\")",
+            ),
+            (json!({}), "invalid_value", "an empty object"),
+        ];
+        for (item, code, part) in cases {
+            let (found, message) = parse(item.clone()).unwrap_err();
+            assert_eq!(found, code, "{item}: {message}");
+            assert!(message.contains(part), "{item}: {message}");
+        }
+    }
+
+    #[test]
+    fn base64_is_of_the_alphabet_that_is_meant() {
+        for text in ["", "QUJD", "QU\r\nJD ", "QQ==", "a+/b"] {
+            check_base64(text).unwrap();
+        }
+        for (text, part) in [
+            ("_9j_4AAQ", "byte 0 is '_', which only the URL-safe alphabet has"),
+            ("QU-J", "byte 2 is '-'"),
+            ("b'/9j/4AAQSkZJRgABAQ=='", "Python shows bytes"),
+            ("/home/me/my cat.jpg", "is the name of a file"),
+            ("照片/猫.png", "is the name of a file"),
+            ("C:\\cat", "is the name of a file"),
+            ("QUJD%3D", "byte 4 is '%'"),
+            ("<svg>", "byte 0 is '<'"),
+        ] {
+            let message = check_base64(text).unwrap_err().to_string();
+            assert!(
+                message.starts_with("base64: ") && message.contains(part),
+                "{text}: {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn json_errors_name_the_value() {
+        let parse =
+            |body: &[u8]| Embed::parse(body, &LIMITS).map_err(|problem| (problem.param, problem.message));
+        // What editors write in front of UTF-8 means nothing.
+        let marked = parse(b"\xef\xbb\xbf{\"input\": \"a\"}").unwrap();
+        assert_eq!(marked.input, [Item::Text("a".into())]);
+        assert!(parse(b"\xff\xfe{\0").unwrap_err().1.contains("UTF-16"));
+        for (body, param) in [
+            (r#"{"input": ["a", "\ud83d"]}"#, "input[1]"),
+            (
+                r#"{"input": ["a", {"text": "\ud83d and more"}]}"#,
+                "input[1].text",
+            ),
+            (r#"{"input": "\udc00"}"#, "input"),
+            (r#"{"input": ["\ud83d\u0041"]}"#, "input[0]"),
+        ] {
+            let (found, message) = parse(body.as_bytes()).unwrap_err();
+            assert_eq!(found.as_deref(), Some(param), "{message}");
+            assert!(
+                message.starts_with(&format!("{param}: half of a character")),
+                "{message}"
+            );
+        }
+        for (body, part) in [
+            (r#"{"input": ["a",]}"#, "trailing comma"),
+            (r#"{"input": ["a" "b"]}"#, ", in input[1]"),
+            (r#"{"input": ["\u12"]}"#, ", in input[0]"),
+            (r#"{"input": ["a", {"text": nothing}]}"#, ", in input[1].text"),
+        ] {
+            let (found, message) = parse(body.as_bytes()).unwrap_err();
+            assert!(
+                found.is_none() && message.starts_with("the body is not JSON: "),
+                "{message}"
+            );
+            assert!(message.contains(part), "{body}: {message}");
+        }
+    }
+
+    #[test]
+    fn labels_times_templates_have_a_limit() {
+        let parse = |labels: &str, templates: &str| {
+            let body = format!("{{\"input\": \"a\", \"labels\": {labels}, {templates}}}");
+            Classify::parse(body.as_bytes(), &LIMITS).map_err(|problem| (problem.code, problem.message))
+        };
+        assert!(parse(r#"["a"]"#, r#""templates": ["{}", "{}", "{}", "{}", "{}"]"#).is_ok());
+        let (code, message) = parse(r#"["a", "b"]"#, r#""templates": ["{}", "{}a", "{}b"]"#).unwrap_err();
+        assert_eq!(code, "too_many_prompts");
+        assert_eq!(
+            message,
+            "labels: 2 labels in 3 templates are 6 captions, expected at most 5 (--max-prompts)"
         );
     }
 
