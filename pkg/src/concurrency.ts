@@ -1,4 +1,4 @@
-import { aborted, throwIfAborted } from "./errors.js";
+import { aborted } from "./errors.js";
 
 /** Lets other tasks of this thread run: messages that came in, an abort among them. */
 export function breathe(): Promise<void> {
@@ -13,30 +13,37 @@ export function breathe(): Promise<void> {
   });
 }
 
+/**
+ * Calls `work` when `signal` fires, at once where it has fired. A signal may live as long as a model, and what it holds lives as
+ * long: whoever registers here calls the function that this returns in the end, and nobody waits by `Promise.race` for a
+ * promise that may stay open, since such a promise keeps every result that ran against it.
+ */
+export function onAbort(signal: AbortSignal | undefined, work: () => void): () => void {
+  if (signal?.aborted) work();
+  else signal?.addEventListener("abort", work, { once: true });
+  return () => signal?.removeEventListener("abort", work);
+}
+
+/** Aborts `controller` when `signal` fires, until the function that this returns is called. */
+export function follow(controller: AbortController, signal: AbortSignal | undefined): () => void {
+  return onAbort(signal, () => controller.abort(signal?.reason));
+}
+
 /** Waits; an abort ends the wait with its error. */
 export function sleep(milliseconds: number, signal: AbortSignal | undefined): Promise<void> {
-  return new Promise((resolve, reject) => {
-    throwIfAborted(signal);
-    const stop = (): void => {
-      clearTimeout(timer);
-      reject(aborted(signal as AbortSignal));
-    };
-    const timer = setTimeout(() => {
-      signal?.removeEventListener("abort", stop);
-      resolve();
-    }, milliseconds);
-    signal?.addEventListener("abort", stop, { once: true });
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const wait = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, milliseconds);
   });
+  return orAborted(wait, signal).finally(() => clearTimeout(timer));
 }
 
 /** @returns `work`, or the error `aborted` as soon as `signal` fires; `work` itself goes on */
 export function orAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (!signal) return work;
   return new Promise((resolve, reject) => {
-    const stop = (): void => reject(aborted(signal));
-    if (signal.aborted) stop();
-    signal.addEventListener("abort", stop, { once: true });
-    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", stop));
+    const forget = onAbort(signal, () => reject(aborted(signal)));
+    work.then(resolve, reject).finally(forget);
   });
 }
 
@@ -46,7 +53,11 @@ export class Mutex {
 
   run<T>(work: () => Promise<T>): Promise<T> {
     const result = this.#last.then(work, work);
-    this.#last = result.catch(() => undefined);
+    // Without the result, which would stay until the next piece of work.
+    this.#last = result.then(
+      () => undefined,
+      () => undefined,
+    );
     return result;
   }
 }

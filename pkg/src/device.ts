@@ -1,4 +1,5 @@
 // Which device a model runs on, and why.
+import { orAborted } from "./concurrency.js";
 import { ErnieVilError, describe } from "./errors.js";
 
 /** The device that is asked for. */
@@ -60,13 +61,11 @@ export async function requestAdapter(allowSoftware: boolean, powerPreference: Po
     const why = secure ? "this browser or runtime has no WebGPU" : "WebGPU needs a page served over HTTPS or from localhost";
     throw new ErnieVilError("device", why);
   }
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error("no answer in 10 seconds")), PATIENCE);
-  });
+  const late = new AbortController();
+  const timer = setTimeout(() => late.abort(new ErnieVilError("device", "no answer in 10 seconds")), PATIENCE);
   let adapter: GPUAdapter | null;
   try {
-    adapter = await Promise.race([gpu.requestAdapter({ powerPreference }), late]);
+    adapter = await orAborted(gpu.requestAdapter({ powerPreference }), late.signal);
   } catch (thrown) {
     throw new ErnieVilError("device", `WebGPU failed when asked for a GPU: ${describe(thrown)}`, { cause: thrown });
   } finally {

@@ -105,7 +105,7 @@ export class Embeddings implements Iterable<Float32Array> {
 export interface ImageFailure {
   /** Its position in the call. */
   readonly index: number;
-  /** Why. */
+  /** Why: its code is `image`, `http` or `network`, or `crashed` where the image stopped the module. */
   readonly error: ErnieVilError;
 }
 

@@ -1,12 +1,12 @@
 // What runs beside the module, in a worker or in the caller's thread: the model, and an index.
 import { openCache } from "./cache.js";
-import { Mutex, breathe, sleep } from "./concurrency.js";
+import { Mutex, breathe, onAbort, orAborted, sleep } from "./concurrency.js";
 import { type Adapter, captureDevice, requestAdapter } from "./device.js";
-import { ErnieVilError, asError, throwIfAborted, toWire } from "./errors.js";
+import { ErnieVilError, aborted, asError, stoppedElsewhere, throwIfAborted, toWire } from "./errors.js";
 import { readPixels } from "./images.js";
 import { IndexService } from "./index-service.js";
 import { readModel } from "./loader.js";
-import { type Glue, type ModuleSource, type WasmLoader, type WasmModel, abandon, start, throwIfStopped } from "./module.js";
+import { type Glue, type ModuleSource, type WasmLoader, type WasmModel, abandon, release, start, throwIfStopped } from "./module.js";
 import type { Calls, Context, Handlers, ImageRows, LoadParams, LoadResult, Method } from "./protocol.js";
 import { startThreads } from "./threads.js";
 
@@ -14,6 +14,8 @@ import { startThreads } from "./threads.js";
 const CAPTIONS = { cpu: 8, webgpu: 64 } as const;
 /** Failures of one image that do not concern the others. */
 const OF_ONE_IMAGE: readonly string[] = ["image", "http", "network"];
+/** Images that an error names where any of a batch may have stopped the module. */
+const MOST_NAMES = 16;
 /** How far two computations of one vector may be apart, as the sum of squared differences. */
 const AGREEMENT = 1e-6;
 /** Milliseconds in which a device says that it is lost, after a computation on it has failed. */
@@ -23,6 +25,11 @@ const LOSS = 1000;
 export function createHandlers(source: ModuleSource): Handlers {
   const engine = new Engine(source);
   const index = new IndexService(source);
+  source.glue.whenStopped?.((thrown) => {
+    const error = asError(thrown, "crashed", "the WebAssembly module stopped");
+    abandon(source.glue, error);
+    engine.fail(error);
+  });
   return guarded(source.glue, {
     load: (params, context) => engine.load(params, context),
     tokenize: ({ texts }) => engine.tokenize(texts),
@@ -55,12 +62,13 @@ function guarded(glue: Glue, handlers: Handlers): Handlers {
     return [
       method,
       async (params: Calls[M]["params"], context: Context<M>) => {
-        throwIfStopped(glue);
+        // An index is let go of without the module.
+        if (method !== "closeIndex") throwIfStopped(glue);
         try {
           return await handler(params, context);
         } catch (thrown) {
           const error = asError(thrown);
-          if (error.code === "crashed") abandon(glue, error);
+          if (error.code === "crashed" && !error.bystander) abandon(glue, error);
           throw error;
         }
       },
@@ -73,8 +81,8 @@ function guarded(glue: Glue, handlers: Handlers): Handlers {
 interface TakenDevice {
   adapter: Adapter;
   device: GPUDevice | undefined;
-  /** Why it is gone. */
-  lost?: ErnieVilError;
+  /** Aborted when it is gone, with the reason. */
+  lost: AbortController;
 }
 
 const devices = new WeakMap<object, Promise<TakenDevice>>();
@@ -87,9 +95,9 @@ class Engine {
   #model: WasmModel | undefined;
   #kind: "cpu" | "webgpu" = "cpu";
   #device: GPUDevice | undefined;
-  /** Rejects when the device is lost or the module has stopped. */
-  #end: Promise<never> = new Promise(() => undefined);
-  #fail: (error: ErnieVilError) => void = () => undefined;
+  /** Aborted when the device is lost or the module has stopped, with the error. */
+  #end = new AbortController();
+  #forgetDevice = (): void => undefined;
 
   constructor(source: ModuleSource) {
     this.#source = source;
@@ -100,8 +108,7 @@ class Engine {
     await start({ glue, wasm: params.wasm ?? wasm });
     throwIfAborted(signal);
     this.#kind = glue.kind() === "webgpu" ? "webgpu" : "cpu";
-    this.#end = new Promise((_, reject) => (this.#fail = reject));
-    this.#end.catch(() => undefined);
+    this.#end = new AbortController();
     if (params.threads > 1) await startThreads(this.#source, params.threads);
     const adapter = this.#kind === "webgpu" ? await this.#takeDevice(params) : undefined;
 
@@ -161,11 +168,11 @@ class Engine {
         const adapter = await requestAdapter(allowSoftware, powerPreference);
         try {
           const device = await captureDevice(adapter.adapter, async () => glue.initDevice?.());
-          const taken: TakenDevice = { adapter, device };
+          const lost = new AbortController();
           void device?.lost.then(({ reason, message }) => {
-            taken.lost = new ErnieVilError("device-lost", `the GPU device was lost (${message || reason || "no reason was given"})`);
+            lost.abort(new ErnieVilError("device-lost", `the GPU device was lost (${message || reason || "no reason was given"})`));
           });
-          return taken;
+          return { adapter, device, lost };
         } catch (thrown) {
           throw asError(thrown, "device", "the GPU device could not be taken");
         }
@@ -173,41 +180,53 @@ class Engine {
       devices.set(glue, taking);
       taking.catch(() => devices.delete(glue));
     }
-    const taken = await taking;
-    // A module takes one device for its life; in a worker it starts afresh.
-    if (taken.lost) throw new ErnieVilError("device", `${taken.lost.message}, and this thread cannot take another one`);
-    this.#device = taken.device;
-    void taken.device?.lost.then(() => this.#fail(taken.lost as ErnieVilError));
-    return taken.adapter;
+    const { adapter, device, lost } = await taking;
+    // A module takes one device for its life; another instance of it starts afresh.
+    if (lost.signal.aborted) {
+      throw new ErnieVilError("device", `${aborted(lost.signal).message}, and this thread cannot take another one`);
+    }
+    this.#device = device;
+    this.#forgetDevice = onAbort(lost.signal, () => this.fail(aborted(lost.signal)));
+    return adapter;
+  }
+
+  /** Ends the call that is under way, and all later ones, with `error`. */
+  fail(error: ErnieVilError): void {
+    this.#end.abort(error);
   }
 
   /** @returns `work`, or the error of the device or module as soon as it has one */
   async #watch<T>(work: Promise<T>): Promise<T> {
+    const { signal } = this.#end;
     try {
-      return await Promise.race([this.#end, work]);
+      return await orAborted(work, signal);
     } catch (thrown) {
       const error = asError(thrown);
       const { code } = error;
       // A computation may notice that its device is gone before the device says so.
-      if (this.#device && (code === "device" || code === "crashed")) await Promise.race([this.#end, sleep(LOSS, undefined)]);
-      if (code === "crashed") this.#fail(error);
+      if (this.#device && (code === "device" || code === "crashed")) await sleep(LOSS, signal);
+      if (code === "crashed") this.fail(error);
       throw error;
     }
   }
 
   /** Runs `work` on the model when nothing else does. */
   async use<T>(work: (model: WasmModel) => Promise<T>): Promise<T> {
-    return this.#queue.run(() => {
+    return this.#queue.run(async () => {
       const model = this.#model;
       if (!model) throw new ErnieVilError("internal", "no model is loaded");
-      return this.#watch(this.#guarded(() => work(model)));
+      this.#throwIfEnded();
+      // A module may stop before there is a promise.
+      return this.#watch((async () => work(model))());
     });
   }
 
-  /** Runs `work` unless the device or the module is gone already. */
-  async #guarded<T>(work: () => Promise<T>): Promise<T> {
-    await Promise.race([this.#end, undefined]);
-    return work();
+  /** Throws where the device or the module is gone already. */
+  #throwIfEnded(): void {
+    const { signal } = this.#end;
+    if (!signal.aborted) return;
+    const error = aborted(signal);
+    throw error.code === "crashed" ? stoppedElsewhere(error) : error;
   }
 
   /**
@@ -275,6 +294,7 @@ class Engine {
         result.indices.push(position);
       } catch (thrown) {
         const error = asError(thrown);
+        if (error.code === "crashed" && !error.bystander) error.image = position;
         if (!skip || !OF_ONE_IMAGE.includes(error.code)) throw error;
         result.failures.push({ index: position, error: toWire(error) });
       }
@@ -285,7 +305,17 @@ class Engine {
     if (!first) return result;
     const batch = new Float32Array(pixels.length * first.length);
     for (const [row, values] of pixels.entries()) batch.set(values, row * first.length);
-    result.data = await this.use((model) => model.embedImages(batch));
+    try {
+      result.data = await this.use((model) => model.embedImages(batch));
+    } catch (thrown) {
+      const { code, message, bystander } = asError(thrown);
+      if (code !== "crashed" || bystander) throw thrown;
+      const names = result.indices.map((position) => images[position]?.name);
+      const shown = names.length > MOST_NAMES ? [...names.slice(0, MOST_NAMES), "..."] : names;
+      const error = new ErnieVilError("crashed", `${shown.join(", ")}: ${message}`, { cause: thrown });
+      if (names.length === 1) error.image = result.indices[0];
+      throw error;
+    }
     return result;
   }
 
@@ -298,7 +328,10 @@ class Engine {
     return this.#queue.run(async () => {
       const model = this.#model;
       this.#model = undefined;
-      await this.#guarded(async () => model?.free()).catch(() => undefined);
+      this.#forgetDevice();
+      if (this.#end.signal.aborted) return;
+      model?.free();
+      release(this.#source.glue);
     });
   }
 }

@@ -1,10 +1,10 @@
 import { compact } from "./bytes.js";
 import { openCache, type CacheKind } from "./cache.js";
 import { type Classification, captions, means, ranking } from "./classify.js";
-import { inOrder } from "./concurrency.js";
+import { follow, inOrder } from "./concurrency.js";
 import { type AdapterInfo, type DeviceChoice, type PowerPreference, adapterName, chooseThreads, requestAdapter } from "./device.js";
 import { Embeddings, ImageEmbeddings, type ImageFailure, sameModel } from "./embeddings.js";
-import { ErnieVilError, asError, describe, fromWire, throwIfAborted } from "./errors.js";
+import { ErnieVilError, asError, describe, fromWire, stoppedElsewhere, throwIfAborted, toWire } from "./errors.js";
 import { type HostOptions, type ModulesOption, type WasmOption, type WorkerOption, createBackend, isAvailable, postable, usesWorker } from "./host.js";
 import type { RequestOptions } from "./http.js";
 import { type ImageInput, prepareImage } from "./images.js";
@@ -140,7 +140,10 @@ export interface EmbedTextOptions extends CancelOptions {
 export interface EmbedImagesOptions extends EmbedTextOptions {
   /** Images that are computed at once (default: 4 on the CPU, 16 on WebGPU). Vectors do not depend on it. */
   batchSize?: number;
-  /** What an image that cannot be read does: the call rejects (`"reject"`, the default), or leaves it out (`"skip"`). */
+  /**
+   * What an image that cannot be read does: the call rejects (`"reject"`, the default), or leaves it out (`"skip"`). An image that
+   * stops the module (the code `crashed`) is one of them: the model is loaded again for the others.
+   */
   onError?: "reject" | "skip";
 }
 
@@ -180,6 +183,8 @@ interface Plan {
 const BATCH = { cpu: 4, webgpu: 16, server: 16 } as const;
 /** Batches that are on their way: one that is computed and one that is ready for it. */
 const BATCHES = 2;
+/** How often in a row a module may stop before no image is to blame. */
+const MOST_STOPS = 20;
 
 /**
  * A model that runs on the user's own device.
@@ -203,6 +208,8 @@ export class ErnieVil {
   #last: Session;
   #disposed = false;
   #losses = 0;
+  /** How often the module has stopped since a call was answered. */
+  #stops = 0;
   #labels: { key: string; vectors: Embeddings } | undefined;
 
   private constructor(folder: ModelFolder, options: LoadOptions, session: Session) {
@@ -306,7 +313,7 @@ export class ErnieVil {
    *   onProgress: ({ done, total }) => (bar.value = done / total),
    * });
    * ```
-   * @throws ErnieVilError `image` names the first image that cannot be decoded
+   * @throws ErnieVilError `image` names the first image that cannot be decoded, `crashed` the one that stopped the module
    */
   async embedImages(images: ArrayLike<ImageInput>, options: EmbedImagesOptions = {}): Promise<ImageEmbeddings> {
     if (typeof images === "string" || typeof images?.length !== "number" || ArrayBuffer.isView(images)) {
@@ -323,26 +330,67 @@ export class ErnieVil {
 
     // A batch that fails ends the one that is ahead of it.
     const stop = new AbortController();
-    const abort = (): void => stop.abort(signal?.reason);
-    signal?.addEventListener("abort", abort, { once: true });
+    const forget = follow(stop, signal);
     const begin = (start: number): Promise<ImageRows> => {
-      const batch = list.slice(start, start + size);
-      return this.#call("embedImages", () => imageParams(batch, start, onError === "skip"), { signal: stop.signal });
+      const positions = Array.from(list.slice(start, start + size), (_, i) => start + i);
+      return this.#embedBatch(list, positions, onError === "skip", stop.signal);
     };
     try {
       throwIfAborted(signal);
       await inOrder(starts, BATCHES, begin, (rows, start) => {
         data.set(rows.data, indices.length * dimensions);
-        indices.push(...rows.indices.map((position) => start + position));
-        failures.push(...rows.failures.map(({ index, error }) => ({ index: start + index, error: fromWire(error) })));
+        indices.push(...rows.indices);
+        failures.push(...rows.failures.map(({ index, error }) => ({ index, error: fromWire(error) })));
         onProgress?.({ done: Math.min(start + size, list.length), total: list.length });
       });
     } finally {
       stop.abort();
-      signal?.removeEventListener("abort", abort);
+      forget();
     }
     const filled = indices.length === list.length ? data : data.slice(0, indices.length * dimensions);
     return new ImageEmbeddings(filled, dimensions, fingerprint, indices, failures);
+  }
+
+  /**
+   * Embeds the images at some positions of `list`. With `skip` an image that stops the module is left out like one that cannot
+   * be read, and the others are embedded by the module that is loaded in its place.
+   *
+   * @returns their rows and failures, by their positions in `list`
+   */
+  async #embedBatch(list: readonly ImageInput[], positions: number[], skip: boolean, signal: AbortSignal): Promise<ImageRows> {
+    const whole: ImageRows = { data: new Float32Array(0), indices: [], failures: [] };
+    // Each turn ends with fewer images to embed, or with groups of one.
+    const groups = [positions];
+    for (let group; (group = groups.shift()); ) {
+      const places = group;
+      const placed = (position: number): number => places[position] as number;
+      try {
+        const { data, indices, failures } = await this.#call("embedImages", () => imageParams(list, places, skip), { signal });
+        const joined = whole.data.length ? new Float32Array(whole.data.length + data.length) : data;
+        if (joined !== data) {
+          joined.set(whole.data);
+          joined.set(data, whole.data.length);
+        }
+        whole.data = joined;
+        whole.indices.push(...indices.map(placed));
+        whole.failures.push(...failures.map(({ index, error }) => ({ index: placed(index), error })));
+      } catch (thrown) {
+        const error = asError(thrown);
+        if (error.code !== "crashed" || error.bystander) throw error;
+        const at = error.image ?? (places.length === 1 ? 0 : undefined);
+        const where = at === undefined ? `one of the images ${places[0]} to ${places.at(-1)}: ` : `image ${placed(at)}: `;
+        const told = error.message.startsWith(where) ? error : new ErnieVilError("crashed", where + error.message, { cause: error.cause });
+        if (!skip || this.#stops > MOST_STOPS) throw told;
+        if (at === undefined) {
+          groups.unshift(...places.map((position) => [position]));
+        } else {
+          whole.failures.push({ index: placed(at), error: toWire(told) });
+          if (places.length > 1) groups.unshift(places.filter((_, i) => i !== at));
+        }
+      }
+    }
+    whole.failures.sort((a, b) => a.index - b.index);
+    return whole;
   }
 
   /**
@@ -468,19 +516,19 @@ export class ErnieVil {
     const { device = "auto", onDeviceLost = "retry" } = this.#options;
     // After the first loss the same device has another chance; after the second one the CPU, where it may be taken.
     const chances = onDeviceLost === "reject" ? 0 : device === "auto" ? 2 : 1;
-    for (let losses = 0; ; losses++) {
+    for (let losses = 0; ; ) {
       throwIfAborted(signal);
       const session = await this.#running();
       const { params, transfer } = await make();
       try {
         const result = await session.backend.call(method, params, { signal, onProgress, transfer });
-        this.#losses = 0;
+        this.#losses = this.#stops = 0;
         return result;
       } catch (thrown) {
         const error = asError(thrown);
         if (error.code !== "device-lost" && error.code !== "crashed") throw error;
         this.#restart(session, error);
-        if (error.code === "crashed" || losses === chances) throw error;
+        if (error.code === "crashed" ? !error.bystander || this.#stops > MOST_STOPS : losses++ === chances) throw error;
       }
     }
   }
@@ -494,7 +542,10 @@ export class ErnieVil {
     } catch (thrown) {
       // The next call tries again.
       if (this.#session === session) this.#session = undefined;
-      throw thrown;
+      const error = asError(thrown);
+      // What stops it while it is loaded is in no call.
+      if (error.code === "crashed") error.bystander = true;
+      throw error;
     }
   }
 
@@ -503,7 +554,8 @@ export class ErnieVil {
     if (this.#live !== session) return;
     this.#live = this.#session = undefined;
     if (error.code === "device-lost") this.#losses += 1;
-    session.backend.terminate(error);
+    else this.#stops += 1;
+    session.backend.terminate(error.code === "crashed" ? stoppedElsewhere(error) : error);
   }
 
   async #reload(): Promise<Session> {
@@ -541,8 +593,8 @@ function end(backend: Backend, error: ErnieVilError): void {
   backend.terminate(error);
 }
 
-async function imageParams(images: readonly ImageInput[], start: number, skip: boolean): Promise<Params<"embedImages">> {
-  const prepared = await Promise.all(images.map((image, i) => prepareImage(image, start + i)));
+async function imageParams(list: readonly ImageInput[], positions: readonly number[], skip: boolean): Promise<Params<"embedImages">> {
+  const prepared = await Promise.all(positions.map((position) => prepareImage(list[position] as ImageInput, position)));
   return {
     params: { images: prepared.map(({ payload }) => payload), skip },
     transfer: prepared.flatMap(({ transfer }) => transfer),

@@ -6,7 +6,7 @@
  * | `aborted` | the caller's `AbortSignal` fired; the error's `name` is `AbortError` and its `cause` the signal's reason |
  * | `argument` | a call was given something that it does not take |
  * | `config` | the model's `config.json` or `vocab.txt` is not as it should be |
- * | `crashed` | the module ran out of memory or into a bug; in a worker the model starts afresh with the next call |
+ * | `crashed` | the module ran out of memory or into a bug; the model is loaded again for the next call |
  * | `device` | the device that was asked for is not there, or failed its check |
  * | `device-lost` | the GPU device was lost, and lost again in the repeated call |
  * | `disposed` | the model or index was disposed of or closed |
@@ -79,6 +79,10 @@ const MODULE_CODES: Readonly<Record<string, ErrorCode>> = {
 export class ErnieVilError extends Error {
   /** What went wrong, for a program to decide on. */
   readonly code: ErrorCode;
+  /** @internal Of `crashed`: the position in the call of the image that stopped the module. */
+  declare image?: number | undefined;
+  /** @internal Of `crashed`: whether another call stopped the module, so that this one can be repeated. */
+  declare bystander?: boolean | undefined;
 
   /**
    * @param code what went wrong
@@ -97,17 +101,25 @@ export interface WireError {
   code: ErrorCode;
   message: string;
   cause: string | undefined;
+  image: number | undefined;
+  bystander: boolean | undefined;
 }
 
 /** @returns the form of `error` that can be posted */
 export function toWire(error: unknown): WireError {
-  const { code, message, cause } = asError(error);
-  return { code, message, cause: cause === undefined ? undefined : describe(cause) };
+  const { code, message, cause, image, bystander } = asError(error);
+  return { code, message, cause: cause === undefined ? undefined : describe(cause), image, bystander };
 }
 
 /** @returns the error that was posted */
-export function fromWire({ code, message, cause }: WireError): ErnieVilError {
-  return new ErnieVilError(code, message, cause === undefined ? undefined : { cause });
+export function fromWire({ code, message, cause, image, bystander }: WireError): ErnieVilError {
+  return Object.assign(new ErnieVilError(code, message, cause === undefined ? undefined : { cause }), { image, bystander });
+}
+
+/** @returns the error of a call whose module was stopped, by `error`, in another call */
+export function stoppedElsewhere(error: ErnieVilError): ErnieVilError {
+  const message = error.bystander ? error.message : `another call stopped the module (${error.message})`;
+  return Object.assign(new ErnieVilError("crashed", message, { cause: error }), { bystander: true });
 }
 
 /** @returns the error of a call whose `signal` fired */
@@ -130,7 +142,7 @@ export function describe(thrown: unknown): string {
 export function asError(thrown: unknown, code: ErrorCode = "internal", context?: string): ErnieVilError {
   if (thrown instanceof ErnieVilError) return thrown;
   const message = context === undefined ? describe(thrown) : `${context}: ${describe(thrown)}`;
-  if (thrown instanceof WebAssembly.RuntimeError) {
+  if (thrown instanceof WebAssembly.RuntimeError || isOverflow(thrown)) {
     return new ErnieVilError("crashed", `the WebAssembly module stopped (${describe(thrown)})`, { cause: thrown });
   }
   if (thrown instanceof Error || (typeof DOMException !== "undefined" && thrown instanceof DOMException)) {
@@ -141,4 +153,9 @@ export function asError(thrown: unknown, code: ErrorCode = "internal", context?:
     if (own === "ENOSPC" || own === "EDQUOT") return new ErnieVilError("quota", message, { cause: thrown });
   }
   return new ErnieVilError(code, message, { cause: thrown });
+}
+
+/** @returns whether the stack was too small: the one failure of a module that browsers do not report as a `RuntimeError` */
+function isOverflow(thrown: unknown): boolean {
+  return thrown instanceof Error && /^(RangeError|InternalError)$/.test(thrown.name) && /call stack|recursion/i.test(thrown.message);
 }

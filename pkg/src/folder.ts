@@ -1,9 +1,12 @@
 // Folders of files: the origin's private file system in a browser, the disk in Node, Deno and Bun.
 import type { Bytes } from "./bytes.js";
-import { nodeModules } from "./node.js";
+import { ErnieVilError } from "./errors.js";
+import { type NodeModules, nodeModules } from "./node.js";
 
 /** A folder that holds files only. */
 export interface Folder {
+  /** Whether a file appears under its name only when it is whole. */
+  readonly atomic: boolean;
   /** @returns the names of its files */
   names(): Promise<string[]>;
   /** @returns a file's size in bytes, and nothing where there is no such file */
@@ -14,7 +17,7 @@ export interface Folder {
   write(name: string, bytes: Uint8Array): Promise<void>;
   /** Removes a file if it is there. */
   remove(name: string): Promise<void>;
-  /** Opens a file for appending; makes it where it is not there. */
+  /** Opens a file for appending; makes it where it is not there, so that it outlives the page. */
   open(name: string): Promise<AppendFile>;
 }
 
@@ -84,6 +87,8 @@ export async function removeOpfsFolder(path: readonly string[]): Promise<void> {
 
 /** A folder of the origin's private file system. */
 export class OpfsFolder implements Folder {
+  readonly atomic = false;
+
   constructor(private readonly directory: FileSystemDirectoryHandle) {}
 
   async names(): Promise<string[]> {
@@ -163,15 +168,47 @@ class SyncFile implements AppendFile {
   }
 }
 
-/** @returns a folder on the disk, made where it is not there; Node, Deno and Bun only */
-export async function diskFolder(path: string): Promise<Folder> {
+/** @internal @returns Node's modules, without which there is no disk */
+export function disk(): NodeModules {
   const node = nodeModules();
-  if (!node) throw new Error("a folder on the disk can be used in Node, Deno and Bun only");
-  const { fs } = node;
-  await fs.mkdir(path, { recursive: true });
-  const place = (name: string): string => node.path.join(path, name);
+  if (!node) throw new ErnieVilError("storage", "a folder on the disk can be used in Node, Deno and Bun only");
+  return node;
+}
+
+/** What systems say that cannot synchronise a folder. Of any other failure the caller is told. */
+const CANNOT_SYNCHRONISE: readonly unknown[] = ["EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"];
+
+/** Makes what was made, renamed or removed in a folder outlive the machine's next crash. */
+export async function synchronise(path: string): Promise<void> {
+  // Windows opens no folders; it writes their entries with the files.
+  if (process.platform === "win32") return;
+  const folder = await disk().fs.open(path, "r");
+  try {
+    await folder.sync();
+  } catch (thrown) {
+    if (!CANNOT_SYNCHRONISE.includes((thrown as { code?: unknown }).code)) throw thrown;
+  } finally {
+    await folder.close();
+  }
+}
+
+/** Makes a folder, and those that it lies in, where they are not there. */
+export async function makeFolder(path: string): Promise<void> {
+  const { fs, path: paths } = disk();
+  const first = await fs.mkdir(path, { recursive: true });
+  if (first === undefined) return;
+  const above = paths.dirname(paths.resolve(first));
+  for (let folder = paths.resolve(path); folder !== above; ) await synchronise((folder = paths.dirname(folder)));
+}
+
+/** @returns a folder on the disk, made where it is not there, unless it is only read; Node, Deno and Bun only */
+export async function diskFolder(path: string, readOnly = false): Promise<Folder> {
+  const { fs, path: paths } = disk();
+  if (!readOnly) await makeFolder(path);
+  const place = (name: string): string => paths.join(path, name);
   return {
-    names: () => fs.readdir(path),
+    atomic: true,
+    names: async () => (await ifThere(() => fs.readdir(path))) ?? [],
     size: (name) => ifThere(async () => (await fs.stat(place(name))).size),
     read: (name) => ifThere(async () => new Uint8Array(await fs.readFile(place(name)))),
     remove: (name) => fs.rm(place(name), { force: true }),
@@ -179,16 +216,30 @@ export async function diskFolder(path: string): Promise<Folder> {
       const part = place(`${name}.part`);
       const file = await fs.open(part, "w");
       try {
-        await file.writeFile(bytes);
-        await file.sync();
-      } finally {
-        await file.close();
+        try {
+          await file.writeFile(bytes);
+          await file.sync();
+        } finally {
+          await file.close();
+        }
+        await fs.rename(part, place(name));
+      } catch (thrown) {
+        // Where the disk is full, it would take up what is left.
+        await fs.rm(part, { force: true }).catch(() => undefined);
+        throw thrown;
       }
-      await fs.rename(part, place(name));
+      await synchronise(path);
     },
     async open(name) {
       const file = await fs.open(place(name), "a");
-      let { size } = await file.stat();
+      let size: number;
+      try {
+        ({ size } = await file.stat());
+        await synchronise(path);
+      } catch (thrown) {
+        await file.close();
+        throw thrown;
+      }
       return {
         get size() {
           return size;
@@ -200,6 +251,7 @@ export async function diskFolder(path: string): Promise<Folder> {
         },
         async truncate(length) {
           await file.truncate(length);
+          await file.datasync();
           size = length;
         },
         close: () => file.close(),

@@ -1,7 +1,7 @@
 // Where modules and workers come from. The entry `ernie-vil` fills in the package's own; `ernie-vil/core` has none.
 import { createHandlers } from "./engine.js";
 import { ErnieVilError, asError } from "./errors.js";
-import type { ModuleName, ModuleSource, WasmInput } from "./module.js";
+import { type ModuleName, type ModuleSource, type WasmInput, take } from "./module.js";
 import { type Backend, DirectBackend, WorkerBackend } from "./protocol.js";
 import { absoluteUrl } from "./url.js";
 
@@ -63,7 +63,7 @@ export async function createBackend(name: ModuleName, { worker, modules }: HostO
   if (!load || (modules && !own)) {
     throw new ErnieVilError("argument", `there is no module "${name}"; with ernie-vil/core it comes in the option "modules"`);
   }
-  return new DirectBackend(createHandlers(await load()));
+  return new DirectBackend(createHandlers(take(await load())));
 }
 
 /** @returns WebAssembly in a form that can be posted */

@@ -1,7 +1,7 @@
 // The index beside the module: every change goes to its storage before the call returns.
 import { Mutex } from "./concurrency.js";
 import { ErnieVilError, asError } from "./errors.js";
-import { type ModuleSource, type WasmIndex, type WasmInput, start } from "./module.js";
+import { type ModuleSource, type WasmIndex, type WasmInput, isStopped, release, start } from "./module.js";
 import type { RawHits } from "./protocol.js";
 import { type IndexStore, type StorageKind, openStore } from "./storage.js";
 
@@ -192,8 +192,14 @@ export class IndexService {
     return this.#queue.run(async () => {
       const { index, store } = this.#opened();
       this.#index = this.#store = undefined;
-      index.free();
-      await store.close();
+      const { glue } = this.#source;
+      try {
+        if (!isStopped(glue)) index.free();
+      } finally {
+        // Whatever became of the module, another one can open the index.
+        await store.close();
+      }
+      release(glue);
     });
   }
 }

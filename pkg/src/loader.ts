@@ -2,7 +2,7 @@
 import type { Bytes } from "./bytes.js";
 import { concat } from "./bytes.js";
 import type { ByteCache } from "./cache.js";
-import { breathe, inOrder, sleep } from "./concurrency.js";
+import { breathe, follow, inOrder, sleep } from "./concurrency.js";
 import { ErnieVilError, asError, throwIfAborted } from "./errors.js";
 import { RETRY, type RequestOptions, type RetryOptions, download, exact, fetchBytes } from "./http.js";
 import { type Manifest, type ModelFile, type Piece, filesFor, parseManifest, towersOf } from "./manifest.js";
@@ -110,7 +110,8 @@ export async function readModel(folder: ModelFolder, receiver: Receiver, options
 
   // A failure stops the download that runs ahead of it.
   const stop = new AbortController();
-  const inner = signal ? anySignal(stop, signal) : stop.signal;
+  const inner = stop.signal;
+  const forget = follow(stop, signal);
   const texts = new Map<string, Bytes[]>([["config.json", []], ["vocab.txt", []]]);
   let begun = false;
   const items = files.flatMap((file) => file.pieces.map((piece) => ({ file, piece })));
@@ -141,6 +142,7 @@ export async function readModel(folder: ModelFolder, receiver: Receiver, options
     throw asError(thrown);
   } finally {
     stop.abort();
+    forget();
   }
   if (cache && "url" in folder && report.cacheFailure === undefined) {
     await keepManifest(cache, folder.url, text).catch((thrown: unknown) => {
@@ -210,13 +212,6 @@ async function readBlob(files: Readonly<Record<string, Blob>>, { name, size }: {
     throw asError(thrown, "storage", name);
   }
   return size === undefined ? bytes : exact(bytes, size, name);
-}
-
-/** @returns a signal that fires when the caller's does */
-function anySignal(stop: AbortController, signal: AbortSignal): AbortSignal {
-  if (signal.aborted) stop.abort(signal.reason);
-  signal.addEventListener("abort", () => stop.abort(signal.reason), { once: true });
-  return stop.signal;
 }
 
 async function readManifest(

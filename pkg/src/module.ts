@@ -1,5 +1,5 @@
 // The WebAssembly modules as this package sees them, and how one is started.
-import { type ErnieVilError, asError } from "./errors.js";
+import { type ErnieVilError, asError, stoppedElsewhere } from "./errors.js";
 import { readFileUrl } from "./node.js";
 
 /** One of the two halves of the dual encoder. */
@@ -73,6 +73,12 @@ export interface Glue {
   kind(): string;
   threads(): number;
   sha256(bytes: Uint8Array): string;
+  /** Makes an instance that shares nothing with this one. */
+  create?(): Glue;
+  /** Has `handler` called with what stopped the module in a task of its own, where no call can throw it. */
+  whenStopped?(handler: (thrown: unknown) => void): void;
+  /** Keeps the garbage collector's callbacks out of a module that has stopped. */
+  abandon?(): void;
   initDevice?(): Promise<void>;
   initSync?(input: { module: WebAssembly.Module; memory: WebAssembly.Memory }): unknown;
   threadModule?(): WebAssembly.Module;
@@ -104,12 +110,47 @@ const stopped = new WeakMap<Glue, ErnieVilError>();
 /** Marks a module that has trapped: its memory may be in any state, so that nothing may enter it again. */
 export function abandon(glue: Glue, error: ErnieVilError): void {
   stopped.set(glue, error);
+  glue.abandon?.();
+}
+
+/** @returns whether a module has trapped */
+export function isStopped(glue: Glue): boolean {
+  return stopped.has(glue);
 }
 
 /** Throws where a module has trapped. */
 export function throwIfStopped(glue: Glue): void {
   const error = stopped.get(glue);
-  if (error) throw error;
+  if (error) throw stoppedElsewhere(error);
+}
+
+/** Instances that were used and are free again, under each instance of the same generated JavaScript. */
+const free = new WeakMap<Glue, Glue[]>();
+
+/**
+ * @returns the source with an instance of the module that nothing else in this thread uses: what stops it concerns its owner
+ *   alone. Where the generated JavaScript cannot make several, the source itself
+ */
+export function take(source: ModuleSource): ModuleSource {
+  const { glue } = source;
+  if (!glue.create) return source;
+  let others = free.get(glue);
+  if (!others) {
+    // What belongs to an imported file can never be collected, so that its instance is not used. Other objects may be
+    // instances with something of the caller's around them.
+    others = Object.prototype.toString.call(glue) === "[object Module]" ? [] : [glue];
+    free.set(glue, others);
+  }
+  const instance = others.pop() ?? glue.create();
+  free.set(instance, others);
+  return { ...source, glue: instance };
+}
+
+/** Keeps an instance, with nothing in it any more, for the next {@link take}. */
+export function release(glue: Glue): void {
+  const others = free.get(glue);
+  // One, since the memory of an instance never shrinks.
+  if (others?.length === 0 && !stopped.has(glue)) others.push(glue);
 }
 
 /** Starts a module; once in a thread, however often it is asked for. */

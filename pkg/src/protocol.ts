@@ -1,6 +1,6 @@
 // The calls between the page and the thread with the module, and the two ways in which they travel.
 import type { CacheKind } from "./cache.js";
-import { orAborted } from "./concurrency.js";
+import { follow, onAbort, orAborted } from "./concurrency.js";
 import type { AdapterInfo, PowerPreference } from "./device.js";
 import { ErnieVilError, type WireError, aborted, asError, fromWire, throwIfAborted, toWire } from "./errors.js";
 import type { ImagePayload } from "./images.js";
@@ -129,17 +129,14 @@ export class DirectBackend implements Backend {
     throwIfAborted(this.#end.signal);
     throwIfAborted(signal);
     const controller = new AbortController();
-    const end = (event: Event): void => controller.abort((event.target as AbortSignal).reason);
-    this.#end.signal.addEventListener("abort", end);
-    signal?.addEventListener("abort", end);
+    const forget = [follow(controller, this.#end.signal), follow(controller, signal)];
     const context: Context<M> = { signal: controller.signal, progress: (value) => onProgress?.(value) };
     try {
       return await orAborted(this.#handlers[method](params, context), controller.signal);
     } catch (thrown) {
       throw asError(thrown);
     } finally {
-      this.#end.signal.removeEventListener("abort", end);
-      signal?.removeEventListener("abort", end);
+      for (const end of forget) end();
     }
   }
 
@@ -188,20 +185,19 @@ export class WorkerBackend implements Backend {
       const id = this.#next++;
       const done = (): void => {
         this.#pending.delete(id);
-        signal?.removeEventListener("abort", abort);
+        forget();
       };
       // The worker may be deep in a computation: the caller does not wait until it notices.
-      const abort = (): void => {
+      const forget = onAbort(signal, () => {
         this.#post({ abort: id });
         done();
         reject(aborted(signal as AbortSignal));
-      };
+      });
       this.#pending.set(id, {
         resolve: (result) => (done(), resolve(result as Calls[M]["result"])),
         reject: (error) => (done(), reject(error)),
         progress: (value) => onProgress?.(value as Calls[M]["progress"]),
       });
-      signal?.addEventListener("abort", abort);
       try {
         this.#post({ id, method, params }, transfer);
       } catch (thrown) {

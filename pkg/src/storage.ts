@@ -1,7 +1,8 @@
 // Where an index is kept: a snapshot, and a log of the changes since then that grows at its end.
 import { type Bytes, concat } from "./bytes.js";
+import { lockFile } from "./disk-lock.js";
 import { ErnieVilError, asError, describe } from "./errors.js";
-import { type AppendFile, type Folder, canAppendInOpfs, diskFolder, opfsFolder, removeOpfsFolder } from "./folder.js";
+import { type AppendFile, type Folder, canAppendInOpfs, disk, diskFolder, makeFolder, opfsFolder, removeOpfsFolder, synchronise } from "./folder.js";
 import { nodeModules } from "./node.js";
 
 /** Where an index is kept. */
@@ -80,9 +81,18 @@ export async function openStore(options: StoreOptions): Promise<IndexStore> {
 /** Removes what is kept of an index. */
 export async function deleteStore(name: string, folder: string | undefined): Promise<void> {
   if (folder !== undefined) {
-    const { fs, path, unlock } = await lockDisk(folder, name);
-    await fs.rm(path, { recursive: true, force: true });
-    return unlock();
+    const { node, given, path, unlock } = await lockDisk(folder, name);
+    try {
+      for (const place of [path, given]) {
+        await node.fs.rm(place, { recursive: true, force: true });
+        await synchronise(node.path.dirname(place));
+      }
+    } catch (thrown) {
+      throw asError(thrown, "storage", `the index "${name}" could not be removed`);
+    } finally {
+      await unlock();
+    }
+    return;
   }
   const unlock = await lock(name);
   try {
@@ -143,9 +153,7 @@ async function openOpfs(name: string, readOnly: boolean): Promise<IndexStore | u
 
 async function openDisk(parent: string, name: string, readOnly: boolean): Promise<IndexStore> {
   if (readOnly) {
-    const node = nodeModules();
-    if (!node) throw new ErnieVilError("storage", "a folder on the disk can be used in Node, Deno and Bun only");
-    return FolderStore.open(await diskFolder(node.path.join(parent, folderName(name))), "folder", "", true);
+    return FolderStore.open(await diskFolder(disk().path.join(parent, folderName(name)), true), "folder", "", true);
   }
   const { path, unlock } = await lockDisk(parent, name);
   try {
@@ -156,36 +164,18 @@ async function openDisk(parent: string, name: string, readOnly: boolean): Promis
   }
 }
 
-/** Keeps other processes from opening an index for changes: a file beside it holds the number of the process that has it. */
+/** Keeps other processes, and other threads of this one, from opening an index for changes. */
 async function lockDisk(parent: string, name: string) {
-  const node = nodeModules();
-  if (!node) throw new ErnieVilError("storage", "a folder on the disk can be used in Node, Deno and Bun only");
-  const { fs } = node;
-  const path = node.path.join(parent, folderName(name));
-  const file = `${path}.lock`;
-  await fs.mkdir(parent, { recursive: true });
-  for (const last of [false, true]) {
-    try {
-      await fs.writeFile(file, String(process.pid), { flag: "wx" });
-      return { fs, path, unlock: () => fs.rm(file, { force: true }) };
-    } catch (thrown) {
-      if ((thrown as { code?: unknown }).code !== "EEXIST") throw asError(thrown, "storage");
-      const owner = Number(await fs.readFile(file, "utf8").catch(() => ""));
-      if (last || !owner || isRunning(owner)) throw openElsewhere(name);
-      // The process that had it is gone.
-      await fs.rm(file, { force: true });
-    }
-  }
-  throw openElsewhere(name);
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (thrown) {
-    return (thrown as { code?: unknown }).code === "EPERM";
-  }
+  const node = disk();
+  const given = node.path.join(parent, folderName(name));
+  await makeFolder(given).catch((thrown: unknown) => {
+    throw asError(thrown, "storage");
+  });
+  // Whatever links lead there, a folder has one lock.
+  const path = await node.fs.realpath(given);
+  const unlock = await lockFile(node, `${path}.lock`);
+  if (!unlock) throw openElsewhere(name);
+  return { node, given, path, unlock };
 }
 
 /** Keeps nothing. */
@@ -204,35 +194,68 @@ export class MemoryStore implements IndexStore {
   async close(): Promise<void> {}
 }
 
+/** The numbers of the generations in a folder, the newest first, and which is the newest whole one (0 where there is none). */
+function generations(names: readonly string[], atomic: boolean): { numbers: number[]; newest: number } {
+  const numbers = [...new Set(names.map((name) => Number(/^(\d{1,15})\.(?:log|safetensors)$/.exec(name)?.[1] ?? 0)))].sort((a, b) => b - a);
+  const snapshots = numbers.filter((number) => names.includes(`${number}.safetensors`));
+  const pair = snapshots.find((number) => names.includes(`${number}.log`));
+  // A snapshot without a log is one whose compaction was cut off: perhaps in the middle of the file, if that is possible here.
+  return { numbers, newest: pair ?? (atomic ? snapshots[0] : undefined) ?? 0 };
+}
+
 /**
  * Keeps an index in a folder: `N.safetensors` is the snapshot of generation N and `N.log` what has changed since then. A new
- * generation's log is made when its snapshot is complete, so that the highest number with a log is the one that counts.
+ * generation's log is made when its snapshot is complete, so that the highest number with both is the one that counts.
  */
 export class FolderStore implements IndexStore {
   readonly #folder: Folder;
-  #generation: number;
+  readonly #readOnly: boolean;
+  #generation = 0;
+  /** The highest number in the folder. */
+  #highest = 0;
   #log: AppendFile | undefined;
+  /** Whether the log may have more at its end than was appended in whole. */
+  #torn = false;
 
   private constructor(
     folder: Folder,
     readonly kind: StorageKind,
     readonly reason: string,
-    generation: number,
+    readOnly: boolean,
   ) {
     this.#folder = folder;
-    this.#generation = generation;
+    this.#readOnly = readOnly;
   }
 
   static async open(folder: Folder, kind: StorageKind, reason: string, readOnly: boolean): Promise<FolderStore> {
-    const names = await folder.names();
-    const generation = Math.max(0, ...names.map((name) => Number(/^(\d+)\.log$/.exec(name)?.[1] ?? 0)));
-    const store = new FolderStore(folder, kind, reason, generation);
-    if (!readOnly) {
-      if (generation > 0) store.#log = await folder.open(`${generation}.log`);
-      const keep = [`${generation}.log`, `${generation}.safetensors`];
-      for (const name of names) if (generation > 0 && !keep.includes(name)) await folder.remove(name);
+    const store = new FolderStore(folder, kind, reason, readOnly);
+    const names = await store.#look();
+    const generation = store.#generation;
+    if (readOnly || generation === 0) return store;
+    store.#log = await folder.open(`${generation}.log`);
+    for (const name of names) {
+      // It is in nobody's way, and the next one to open the index tries again.
+      if (await store.#isLeftOver(name)) await folder.remove(name).catch(() => undefined);
     }
     return store;
+  }
+
+  /** Looks for the newest generation. */
+  async #look(): Promise<string[]> {
+    const names = await this.#folder.names();
+    const { numbers, newest } = generations(names, this.#folder.atomic);
+    this.#generation = newest;
+    this.#highest = numbers[0] ?? 0;
+    return names;
+  }
+
+  /** @returns whether nothing of a file is needed any more */
+  async #isLeftOver(name: string): Promise<boolean> {
+    const [, number, type, part] = /^(\d{1,15})\.(log|safetensors)(\.part)?$/.exec(name) ?? [];
+    if (number === undefined || part) return part !== undefined;
+    // Of changes whose snapshot is missing nothing is removed before there is a whole generation after them.
+    if (type === "log" && Number(number) > this.#generation) return (await this.#folder.size(name)) === 0;
+    return Number(number) !== this.#generation;
   }
 
   get logSize(): number {
@@ -240,20 +263,31 @@ export class FolderStore implements IndexStore {
   }
 
   async read(): Promise<{ snapshot: Bytes | undefined; log: Bytes }> {
-    const snapshot = this.#generation > 0 ? await this.#folder.read(`${this.#generation}.safetensors`) : undefined;
-    const log = snapshot && (await this.#folder.read(`${this.#generation}.log`));
-    return { snapshot, log: log ?? new Uint8Array(0) };
+    for (;;) {
+      const generation = this.#generation;
+      const snapshot = generation > 0 ? await this.#folder.read(`${generation}.safetensors`) : undefined;
+      const log = snapshot && (await this.#folder.read(`${generation}.log`));
+      // While it was read, whoever may change the index may have put the next generation in its place.
+      if (this.#readOnly) await this.#look();
+      if (generation === this.#generation) return { snapshot, log: log ?? new Uint8Array(0) };
+    }
   }
 
   async append(bytes: Uint8Array): Promise<void> {
     const log = this.#log;
     if (!log) throw new ErnieVilError("storage", "the index has no log yet");
     const { size } = log;
+    const mend = async (): Promise<void> => {
+      await log.truncate(size);
+      this.#torn = false;
+    };
+    if (this.#torn) await mend();
     try {
       await log.append(bytes);
     } catch (thrown) {
-      // What was written in part would end the log for good.
-      await log.truncate(size);
+      // What was written in part would be taken for damage once there is more behind it.
+      this.#torn = true;
+      await mend().catch(() => undefined);
       throw thrown;
     }
   }
@@ -263,7 +297,7 @@ export class FolderStore implements IndexStore {
   }
 
   async replace(snapshot: Uint8Array): Promise<void> {
-    const next = this.#generation + 1;
+    const next = this.#highest + 1;
     try {
       await this.#folder.write(`${next}.safetensors`, snapshot);
     } catch (thrown) {
@@ -272,11 +306,13 @@ export class FolderStore implements IndexStore {
     }
     const log = await this.#folder.open(`${next}.log`);
     const before = this.#generation;
-    await this.#log?.close();
+    const last = this.#log;
     this.#log = log;
-    this.#generation = next;
-    await this.#folder.remove(`${before}.log`);
-    await this.#folder.remove(`${before}.safetensors`);
+    this.#generation = this.#highest = next;
+    this.#torn = false;
+    // From here on the new generation counts; what cannot be removed now is removed when the index is opened again.
+    await last?.close().catch(() => undefined);
+    for (const name of [`${before}.log`, `${before}.safetensors`]) await this.#folder.remove(name).catch(() => undefined);
   }
 
   async close(): Promise<void> {

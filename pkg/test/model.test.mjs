@@ -4,11 +4,14 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 
 import { EmbeddingIndex, Embeddings, ErnieVil, ErnieVilError } from "../dist/core.js";
 import { createHandlers } from "../dist/engine.js";
 import { fakeModule, unit } from "./support/fake-glue.mjs";
 import { endWorkers, fakeWorker } from "./support/fake-worker.mjs";
+import { trapping } from "./support/trapping.mjs";
 import { modelFolder } from "./support/server.mjs";
 
 const folder = await mkdtemp(join(tmpdir(), "ernie-vil-"));
@@ -145,8 +148,232 @@ test("a module that has stopped is not entered again", async () => {
   };
   await assert.rejects(loaded.embedText(["猫"]), { code: "crashed" });
   plan.embedText = undefined;
-  // In a worker it would start afresh; this thread has only the one module.
+  // In a worker it would start afresh; this thread has only the one instance, if its JavaScript makes no others.
   await assert.rejects(loaded.embedText(["猫"]), { code: "crashed" });
+  await assert.rejects(loaded.embedImages([picture(1)], { onError: "skip" }), { code: "crashed" });
+});
+
+/** What stops a module: pictures of these values, while they are decoded or while their vectors are computed. */
+const stops = ({ decoding = [], computing = [] }) => ({
+  preprocess: (file) => decoding.includes(file[0]),
+  embedImages: (pixels) => pixels.some((value) => computing.includes(value)),
+});
+
+/** The ways in which a module that has stopped is replaced: by another instance in this thread, by another worker. */
+const hosts = {
+  "this thread": (traps) => {
+    const { glue, seen } = trapping(fakeModule({ several: true }).glue, traps);
+    return { options: { modules: { cpu: { glue, wasm: new Uint8Array(0) } } }, seen };
+  },
+  "a worker": (traps) => {
+    const seen = { instances: 0, reentered: 0 };
+    const worker = () => fakeWorker(createHandlers({ glue: trapping(fakeModule().glue, traps, seen).glue, wasm: new Uint8Array(0) }));
+    return { options: { worker }, seen };
+  },
+};
+
+for (const [host, make] of Object.entries(hosts)) {
+  const start = async (traps, options = {}) => {
+    const { options: own, seen } = make(stops(traps));
+    return { loaded: await ErnieVil.load(folder, { device: "cpu", ...own, ...options }), seen };
+  };
+
+  test(`${host}: a picture that stops the module is named, and the next call finds the model again`, async () => {
+    const { loaded, seen } = await start({ decoding: [66] });
+    const files = [picture(1), picture(2), picture(3), picture(4), picture(5), picture(66, "bomb.png"), picture(7)];
+    for (let round = 1; round <= 3; round++) {
+      await assert.rejects(loaded.embedImages(files), (error) => {
+        assert.ok(error instanceof ErnieVilError);
+        assert.deepEqual([error.code, error.message.startsWith("image 5: bomb.png: ")], ["crashed", true], error.message);
+        return true;
+      });
+      near((await loaded.embedText(["猫"])).row(0), unit("猫", 8));
+      near((await loaded.embedImages([picture(9)])).row(0), unit("image 9", 8));
+      assert.deepEqual(seen, { instances: round + 1, reentered: 0 });
+    }
+    await assert.rejects(loaded.preprocess(picture(66, "bomb.png")), { code: "crashed", message: /^bomb\.png: / });
+    await assert.rejects(loaded.classify(picture(66), ["猫"]), { code: "crashed", message: /^image 0: 66\.jpg: / });
+    assert.equal((await loaded.preprocess(picture(5)))[0], 5);
+    loaded.dispose();
+  });
+
+  test(`${host}: pictures that stop the module are left out, and all others have their vectors`, async () => {
+    const bytes = Uint8Array.of(66, 1);
+    const files = [bytes, picture(1), picture(0, "notes.txt"), picture(66, "bomb.png"), picture(2), picture(3), picture(66), picture(4)];
+    for (const batchSize of [1, 3, 8]) {
+      const { loaded, seen } = await start({ decoding: [66] });
+      const progress = [];
+      const vectors = await loaded.embedImages(files, { onError: "skip", batchSize, onProgress: ({ done }) => progress.push(done) });
+      assert.deepEqual(vectors.indices, [1, 4, 5, 7]);
+      [1, 2, 3, 4].forEach((value, row) => near(vectors.row(row), unit(`image ${value}`, 8)));
+      assert.deepEqual(vectors.failures.map(({ index, error }) => [index, error.code]), [
+        [0, "crashed"],
+        [2, "image"],
+        [3, "crashed"],
+        [6, "crashed"],
+      ]);
+      assert.match(vectors.failures[0].error.message, /^image 0: the/);
+      assert.match(vectors.failures[2].error.message, /^image 3: bomb\.png: the/);
+      assert.equal(progress.at(-1), 8);
+      // Each of the three stops it once.
+      assert.deepEqual(seen, { instances: 4, reentered: 0 });
+      loaded.dispose();
+    }
+  });
+
+  test(`${host}: where a whole batch stops the module, its pictures are tried alone`, async () => {
+    const { loaded, seen } = await start({ computing: [66] });
+    const files = [picture(1), picture(2), picture(66, "bomb.png"), picture(3)];
+    const vectors = await loaded.embedImages(files, { onError: "skip" });
+    assert.deepEqual(vectors.indices, [0, 1, 3]);
+    [1, 2, 3].forEach((value, row) => near(vectors.row(row), unit(`image ${value}`, 8)));
+    assert.deepEqual(vectors.failures.map(({ index, error }) => [index, error.code, error.message.split(" the ")[0]]), [[2, "crashed", "image 2: bomb.png:"]]);
+    assert.deepEqual(seen, { instances: 3, reentered: 0 });
+    await assert.rejects(loaded.embedImages(files), { code: "crashed", message: /^one of the images 0 to 3: 1\.jpg, 2\.jpg, bomb\.png, 3\.jpg: / });
+    loaded.dispose();
+  });
+
+  test(`${host}: calls beside the one that stops the module are repeated`, async () => {
+    const { loaded, seen } = await start({ decoding: [66] });
+    const captions = Array.from({ length: 40 }, (_, i) => `第${i}张`);
+    const [images, texts, more, bad] = await Promise.allSettled([
+      loaded.embedImages([picture(1), picture(66), picture(2)], { onError: "skip" }),
+      loaded.embedText(captions),
+      loaded.embedImages(Array.from({ length: 9 }, (_, i) => picture(i + 1))),
+      loaded.embedImages([picture(66)]),
+    ]);
+    assert.deepEqual(images.value?.indices, [0, 2], images.reason);
+    captions.forEach((caption, i) => near(texts.value.row(i), unit(caption, 8)));
+    assert.equal(more.value?.rows, 9, more.reason);
+    assert.deepEqual([bad.status, bad.reason?.code], ["rejected", "crashed"]);
+    assert.equal(seen.reentered, 0);
+    loaded.dispose();
+  });
+
+  test(`${host}: a module that every picture stops is not loaded for ever`, async () => {
+    const { loaded, seen } = await start({ decoding: [66] });
+    const files = Array.from({ length: 200 }, () => picture(66));
+    await assert.rejects(loaded.embedImages(files, { onError: "skip" }), { code: "crashed" });
+    assert.ok(seen.instances < 30, `${seen.instances} instances`);
+    near((await loaded.embedImages([picture(1)])).row(0), unit("image 1", 8));
+    const mixed = files.flatMap((file) => [file, picture(3)]).slice(0, 60);
+    const vectors = await loaded.embedImages(mixed, { onError: "skip" });
+    assert.deepEqual([vectors.rows, vectors.failures.length], [30, 30]);
+    loaded.dispose();
+  });
+}
+
+test("a module that stops while it is loaded again is no picture's fault, and is not loaded for each of them", async () => {
+  const { glue, seen } = trapping(fakeModule({ several: true }).glue, stops({ decoding: [66] }));
+  const { create } = glue;
+  let broken = true;
+  glue.create = () => {
+    const other = create();
+    if (!broken) return other;
+    return Object.assign(other, {
+      ModelLoader: class {
+        constructor() {
+          throw new WebAssembly.RuntimeError("unreachable");
+        }
+      },
+    });
+  };
+  const loaded = await ErnieVil.load(folder, { modules: { cpu: { glue, wasm: new Uint8Array(0) } } });
+  const files = Array.from({ length: 40 }, (_, i) => picture(i === 3 ? 66 : 1));
+  await assert.rejects(loaded.embedImages(files, { onError: "skip" }), { code: "crashed" });
+  assert.ok(seen.instances <= 4, `${seen.instances} instances`);
+  broken = false;
+  assert.equal((await loaded.embedImages(files, { onError: "skip" })).rows, 39);
+  loaded.dispose();
+});
+
+test("what stops a module in a task of its own reaches the call, and so does a stack that was too small", async () => {
+  const { loaded, plan } = await load({}, fakeModule());
+  plan.embedText = () => {
+    setTimeout(() => plan.stop(new WebAssembly.RuntimeError("unreachable")), 5);
+    return new Promise(() => {});
+  };
+  await assert.rejects(loaded.embedText(["猫"]), { code: "crashed", message: /unreachable/ });
+
+  const { loaded: other, plan: otherPlan } = await load({}, fakeModule());
+  otherPlan.embedText = function overflow() {
+    return overflow() + 1;
+  };
+  await assert.rejects(other.embedText(["猫"]), { code: "crashed" });
+});
+
+test("in one thread what stops one model is nothing to the others, nor to an index", async () => {
+  const { glue, seen } = trapping(fakeModule({ several: true }).glue, stops({ decoding: [66] }));
+  const modules = { cpu: { glue, wasm: new Uint8Array(0) } };
+  const [first, second] = [await ErnieVil.load(folder, { modules }), await ErnieVil.load(folder, { modules })];
+  const index = await EmbeddingIndex.open("pictures", { modules, dimensions: 8, fingerprint: "f".repeat(64) });
+  await index.add(["a"], unit("a", 8));
+  assert.equal(seen.instances, 3);
+  await assert.rejects(first.embedImages([picture(66)]), { code: "crashed" });
+  assert.equal((await second.embedText(["猫"])).rows, 1);
+  assert.equal((await index.search(unit("a", 8)))[0].id, "a");
+  assert.equal(seen.instances, 3);
+  assert.equal((await first.embedText(["猫"])).rows, 1);
+  assert.equal(seen.instances, 4);
+  // What is done with is used again.
+  second.dispose();
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  const third = await ErnieVil.load(folder, { modules });
+  assert.equal(seen.instances, 4);
+  await index.close();
+  for (const model of [first, third]) model.dispose();
+});
+
+test("an index whose module has stopped can be closed, and opened again", async () => {
+  const home = await mkdtemp(join(tmpdir(), "ernie-vil-"));
+  const options = { modules: { cpu: fakeModule({ several: true }) }, dimensions: 8, fingerprint: "f", folder: home };
+  try {
+    const index = await EmbeddingIndex.open("photos", options);
+    await index.add(["a"], unit("a", 8));
+    const { Index } = options.modules.cpu.glue;
+    Index.prototype.search = () => {
+      throw new WebAssembly.RuntimeError("unreachable");
+    };
+    await assert.rejects(index.search(unit("a", 8)), { code: "crashed" });
+    await assert.rejects(index.ids(), { code: "crashed" });
+    await assert.rejects(EmbeddingIndex.open("photos", options), { code: "locked" });
+    await index.close();
+    const again = await EmbeddingIndex.open("photos", options);
+    assert.equal((await again.search(unit("a", 8)))[0].id, "a");
+    await again.close();
+  } finally {
+    await rm(home, { recursive: true });
+  }
+});
+
+test("what was computed is let go of, however many calls there are and however long the model and the signal live", async () => {
+  setFlagsFromString("--expose-gc");
+  const gc = runInNewContext("gc");
+  const held = async () => {
+    for (let i = 0; i < 3; i++) {
+      gc();
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    const { heapUsed, arrayBuffers } = process.memoryUsage();
+    return heapUsed + arrayBuffers;
+  };
+  for (const make of [() => ({ modules: { cpu: fakeModule({ imageSize: 64 }) } }), () => ({ worker: () => fakeWorker(createHandlers(fakeModule({ imageSize: 64 }))) })]) {
+    const loaded = await ErnieVil.load(folder, { device: "cpu", ...make() });
+    const { signal } = new AbortController();
+    const embed = async (count) => {
+      for (let done = 0; done < count; done += 20) {
+        await loaded.embedImages(Array(20).fill(picture(1)), { signal });
+        await Promise.all(["猫", "狗"].map((text) => loaded.embedText([text], { signal })));
+      }
+    };
+    await embed(200);
+    const before = await held();
+    await embed(1000);
+    // A tensor has 48 KB.
+    const grown = (await held()) - before;
+    assert.ok(grown < 4e6, `${grown} bytes`);
+    loaded.dispose();
+  }
 });
 
 test("wrong options are named", async () => {

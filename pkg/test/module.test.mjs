@@ -1,11 +1,15 @@
 // The package with its own CPU module in Node, on the small model "scenes" of this repository.
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+
+import { trapping } from "./support/trapping.mjs";
 
 const wasm = new URL("../wasm/cpu/ernie_vil_bg.wasm", import.meta.url);
 const scenes = new URL("../../models/scenes/", import.meta.url);
@@ -88,5 +92,90 @@ test("an index of pictures in a folder, in both types", { skip }, async () => {
   } finally {
     model.dispose();
     await rm(folder, { recursive: true });
+  }
+});
+
+test("thousands of pictures and captions leave nothing behind", { skip }, async () => {
+  const [script, tsv] = [new URL("support/memory.mjs", import.meta.url), new URL("test.tsv", scenes)].map((url) => fileURLToPath(url));
+  const { stdout } = await promisify(execFile)(process.execPath, ["--expose-gc", script, fileURLToPath(scenes), tsv, "2500"]);
+  const { values, count, grown } = JSON.parse(stdout);
+  // Were every picture's tensor kept, it would be 276 MB.
+  const leak = 4 * values * count;
+  assert.ok(grown.held < leak / 20 && grown.rss < leak / 2, stdout);
+});
+
+/** The package's module with something around it, for `modules`; each of its instances has what `change` makes of it. */
+async function own(change) {
+  const glue = await import("../wasm/cpu/ernie_vil.js");
+  return { cpu: { glue: change(glue), wasm: await readFile(wasm) } };
+}
+
+test("a picture that stops the module is named or left out, and the model is loaded again", { skip }, async () => {
+  const { ErnieVil } = await import("../dist/index.js");
+  const rows = await pairs(9);
+  const bomb = Buffer.from("a picture that stops the module");
+  let seen;
+  const modules = await own((glue) => {
+    const around = trapping(glue, { preprocess: (file) => Buffer.compare(Buffer.from(file), bomb) === 0 });
+    seen = around.seen;
+    return around.glue;
+  });
+  const model = await ErnieVil.load(scenes, { modules, device: "cpu" });
+  const files = rows.map(({ picture }, i) => new File([i % 4 === 2 ? bomb : picture], `${i}.png`));
+  const sound = rows.flatMap(({ picture }, i) => (i % 4 === 2 ? [] : [picture]));
+  const expected = await model.embedImages(sound);
+  await assert.rejects(model.embedImages(files), { code: "crashed", message: /^image 2: 2\.png: / });
+  const vectors = await model.embedImages(files, { onError: "skip" });
+  assert.deepEqual(vectors.indices, [0, 1, 3, 4, 5, 7, 8]);
+  assert.deepEqual(vectors.failures.map(({ index, error }) => [index, error.code]), [[2, "crashed"], [6, "crashed"]]);
+  assert.deepEqual(vectors.data, expected.data);
+  assert.deepEqual(seen, { instances: 4, reentered: 0 });
+  model.dispose();
+});
+
+test("a module without memory rejects the call, and the next call has another", { skip }, async () => {
+  const { ErnieVil } = await import("../dist/index.js");
+  const [{ caption, picture }] = await pairs(1);
+  // All instances that are made, with their memories: one that has grown to its limit leaves the module nothing.
+  const memories = [];
+  const { instantiate, Instance } = WebAssembly;
+  WebAssembly.instantiate = async (...args) => {
+    const result = await instantiate(...args);
+    memories.push((result.instance ?? result).exports.memory);
+    return result;
+  };
+  WebAssembly.Instance = class extends Instance {
+    constructor(...args) {
+      super(...args);
+      memories.push(this.exports.memory);
+    }
+  };
+  try {
+    const model = await ErnieVil.load(scenes, { device: "cpu" });
+    const [text, image] = [await model.embedText([caption]), await model.embedImages([picture])];
+    const calls = {
+      rejected: () => model.embedImages(Array(200).fill(picture), { batchSize: 200 }),
+      skipped: () => model.embedImages(Array(200).fill(picture), { batchSize: 200, onError: "skip" }),
+    };
+    for (const [name, call] of Object.entries(calls)) {
+      const memory = memories.at(-1);
+      memory.grow(65536 - memory.buffer.byteLength / 65536);
+      const before = memories.length;
+      if (name === "skipped") {
+        // Alone, each of them fits.
+        const vectors = await call();
+        assert.deepEqual([vectors.rows, vectors.failures.length], [200, 0]);
+        assert.deepEqual(vectors.row(199), image.row(0));
+      } else {
+        await assert.rejects(call(), { code: "crashed", message: /^one of the images 0 to 199: image 0, image 1, / });
+        assert.equal(memories.length, before);
+      }
+      assert.deepEqual((await model.embedText([caption])).data, text.data);
+      assert.deepEqual((await model.embedImages([picture])).data, image.data);
+      assert.equal(memories.length, before + 1, name);
+    }
+    model.dispose();
+  } finally {
+    Object.assign(WebAssembly, { instantiate, Instance });
   }
 });

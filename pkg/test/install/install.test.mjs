@@ -1,11 +1,11 @@
 // The packed package in small projects of several tools: each embeds a caption and a picture, as was recorded of the original.
 import assert from "node:assert/strict";
-import { writeFile } from "node:fs/promises";
+import { copyFile, mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
 import { launch, skip as noBrowser, timeout } from "../browser/support/browser.mjs";
-import { convertTiny, distance, goldens, missing, recordedTiny, temporary } from "../browser/support/native.mjs";
+import { convertTiny, distance, goldens, missing, pkg, recordedTiny, scenes, temporary } from "../browser/support/native.mjs";
 import { serve } from "../browser/support/server.mjs";
 import { execute, makeProject, pack, startServer } from "./support/project.mjs";
 
@@ -44,16 +44,64 @@ function compare(outputs, worker, threads = 1) {
   }
 }
 
+/** Opens an index in a folder, by itself and in a second process, which must not get it. */
+const INDEX = `
+import { spawnSync } from "node:child_process";
+import process from "node:process";
+import { EmbeddingIndex } from "ernie-vil";
+
+const [folder, ...program] = process.argv.slice(2);
+const options = { folder, dimensions: 2, fingerprint: "f" };
+const open = () => EmbeddingIndex.open("photos", options).catch(({ code }) => code);
+const index = await open();
+if (program.length === 0) {
+  console.log(typeof index === "string" ? index : "opened");
+} else {
+  const second = () => spawnSync(program[0], [...program.slice(1), folder], { encoding: "utf8" }).stdout.trim();
+  await index.add(["a"], Float32Array.of(1, 0));
+  const answers = [await open(), second()];
+  await index.close();
+  const again = await open();
+  answers.push((await again.ids()).join());
+  await again.close();
+  console.log(JSON.stringify([...answers, second()]));
+}
+`;
+
 for (const { name, tools = [], command } of [
-  { name: "Node", command: (folder) => [process.execPath, join(folder, "main.mjs")] },
-  { name: "Deno", tools: ["deno@2.9.6"], command: () => ["npx", "--no-install", "deno", "run", "--allow-read", "--allow-env", "main.mjs"] },
-  { name: "Bun", tools: ["bun@1.4.5"], command: () => ["npx", "--no-install", "bun", "main.mjs"] },
+  { name: "Node", command: (...flags) => [process.execPath, ...flags] },
+  {
+    name: "Deno",
+    tools: ["deno@2.9.6"],
+    command: (...flags) => [
+      ...["npx", "--no-install", "deno", "run", "--allow-read", "--allow-write", "--allow-env", "--allow-sys"],
+      ...flags.map((flag) => (flag === "--expose-gc" ? "--v8-flags=--expose-gc" : flag)),
+    ],
+  },
+  { name: "Bun", tools: ["bun@1.4.5"], command: (...flags) => ["npx", "--no-install", "bun", ...flags.filter((flag) => flag !== "--expose-gc")] },
 ]) {
   test(`installed in ${name}`, { skip: missing, timeout }, async (t) => {
-    const project = await makeProject(folder, name.toLowerCase(), tarball, { "embed.mjs": EMBED, "main.mjs": PROGRAM }, ...tools);
+    const project = await makeProject(folder, name.toLowerCase(), tarball, { "embed.mjs": EMBED, "main.mjs": PROGRAM, "index.mjs": INDEX }, ...tools);
     if (project.skip) return t.skip(project.skip);
-    const output = execute(project.folder, ...command(project.folder), tiny, captions[0], join(goldens, "images/r00.jpg"));
+    const output = execute(project.folder, ...command("main.mjs"), tiny, captions[0], join(goldens, "images/r00.jpg"));
     compare(JSON.parse(output), false);
+
+    await t.test("an index in a folder is one process's, also beside a process of Node", async () => {
+      const place = join(project.folder, "indexes");
+      await mkdir(place);
+      const other = [process.execPath, join(project.folder, "index.mjs")];
+      const run = name === "Deno" ? ["--allow-run"] : [];
+      const answers = execute(project.folder, ...command(...run, "index.mjs"), place, ...other);
+      assert.deepEqual(JSON.parse(answers), ["locked", "locked", "a", "opened"]);
+    });
+
+    await t.test("thousands of pictures and captions leave nothing behind", async () => {
+      await copyFile(join(pkg, "test/support/memory.mjs"), join(project.folder, "memory.mjs"));
+      const output = execute(project.folder, ...command("--expose-gc", "memory.mjs"), scenes, join(scenes, "test.tsv"), "2500");
+      const { values, count, grown } = JSON.parse(output);
+      // Were every picture's tensor kept, it would be 276 MB. Not every runtime counts what it holds.
+      assert.ok(grown.rss < 2 * values * count, output);
+    });
   });
 }
 

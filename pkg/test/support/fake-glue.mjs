@@ -13,7 +13,8 @@ export function unit(seed, dimensions) {
   return row.map((value) => value / length);
 }
 
-export function fakeGlue({ kind = "cpu", dimensions = 8, imageSize = 2 } = {}) {
+/** `several`: whether it can make instances of itself, as the package's own modules do. */
+export function fakeGlue({ kind = "cpu", dimensions = 8, imageSize = 2, several = false } = {}) {
   /** What the next calls do in place of what they should. */
   const plan = { embedText: undefined, freed: 0, fed: { image: 0, text: 0 }, batches: [] };
 
@@ -174,6 +175,8 @@ export function fakeGlue({ kind = "cpu", dimensions = 8, imageSize = 2 } = {}) {
 
   return {
     plan,
+    create: several ? () => fakeGlue({ kind, dimensions, imageSize, several }) : undefined,
+    whenStopped: (handler) => (plan.stop = handler),
     default: async () => {},
     version: () => "0.0.0",
     kind: () => kind,

@@ -15,7 +15,9 @@ export const timeout = 20 * 60_000;
 
 const ARGS =
   "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync " +
-  "--enable-unsafe-webgpu --use-webgpu-adapter=swiftshader";
+  "--enable-unsafe-webgpu --use-webgpu-adapter=swiftshader " +
+  // A page's memory is measured after a collection, which is not waited for.
+  "--enable-blink-features=ForceEagerMeasureMemory";
 
 /** Starts Chromium for the time of a test file. */
 export async function launch(after) {
