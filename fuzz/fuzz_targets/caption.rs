@@ -1,3 +1,10 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| ernie_vil_fuzz::caption(bytes));
+use ernie_vil_fuzz::mutate;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
+
+fuzz_target!(|bytes: &[u8]| ernie_vil_fuzz::caption(bytes));
+
+fuzz_mutator!(|data: &mut [u8], size: usize, most: usize, seed: u32| {
+    mutate::in_place("caption", data, size, most, seed).unwrap_or_else(|| fuzzer_mutate(data, size, most))
+});

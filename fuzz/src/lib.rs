@@ -1,18 +1,26 @@
 //! What each fuzz target does with its bytes: one function a target, of the same name.
 //!
-//! A target panics or aborts where the library breaks a promise. All of them hold it to these two:
-//! whatever the bytes, it returns, and it never takes more memory than a stated multiple of their
-//! number and a constant. What else a target checks its function says.
+//! A target panics or aborts where the library breaks a promise. All of them hold it to these:
+//! whatever the bytes, it returns, it never takes more memory than a stated multiple of their
+//! number and a constant, and it takes no more of the processor's time than 2 us for each of them and 100 ms
+//! ([`Bounds::new`]). What else a target checks its function says.
+//!
+//! [`mutate`] changes valid files by their structure. Without a fuzzer `tests/fuzz_targets.rs` runs what it makes through
+//! the targets, and with one it is libFuzzer's mutator.
 
-mod memory;
+mod bounds;
+pub mod mutate;
 #[path = "../../server/serve/request.rs"]
 mod request;
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
-use ernie_vil::ModelConfig;
+#[allow(unused_imports, reason = "a fuzzer keeps the input itself")]
+pub use bounds::on_abort;
+use bounds::{Bounds, within};
 use ernie_vil::image::{Limits, Preprocessor, decode, decode_base64};
-use ernie_vil::index::{EmbeddingIndex, VectorType};
+use ernie_vil::index::{EmbeddingIndex, Replayed, VectorType};
 use ernie_vil::pairs::{PairReader, Position, count_rows};
 use ernie_vil::recall::{CaptionReader, Relations};
 use ernie_vil::text::{Tokenizer, Vocabulary};
@@ -21,7 +29,7 @@ use ernie_vil::weights::{
     Checkpoint, Manifest, SafetensorsFile, TensorSource, text_config_from_original,
     vision_config_from_original,
 };
-use memory::at_most;
+use ernie_vil::{ModelConfig, Preprocessing};
 use request::{Add, Classify, Embed, Encoding, Item, Problem, Remove, Search};
 
 const KIB: usize = 1 << 10;
@@ -29,7 +37,9 @@ const MIB: usize = 1 << 20;
 
 /// Base64 of an image: three bytes of four characters at most.
 pub fn base64(bytes: &[u8]) {
-    let decoded = at_most(2 * bytes.len() + KIB, || decode_base64(bytes));
+    let decoded = within(Bounds::new(bytes.len(), 2 * bytes.len() + KIB), || {
+        decode_base64(bytes)
+    });
     if let Ok(decoded) = decoded {
         assert!(decoded.len() <= bytes.len() / 4 * 3 + 3);
     }
@@ -44,7 +54,7 @@ pub fn caption(bytes: &[u8]) {
         Tokenizer::new(Vocabulary::parse(vocabulary).unwrap()).unwrap()
     });
     let text = String::from_utf8_lossy(bytes);
-    at_most(256 * text.len() + 64 * KIB, || {
+    within(Bounds::new(text.len(), 256 * text.len() + 64 * KIB), || {
         let ids = tokenizer.ids(&text);
         assert_eq!(tokenizer.tokens(&text).len(), ids.len());
         assert!(ids.iter().all(|&id| (id as usize) < tokenizer.rows()));
@@ -59,10 +69,14 @@ pub fn caption(bytes: &[u8]) {
 
 /// Captions with their images' ids, a line each: no more pairs than ids, and as many ids missing as are of no image.
 pub fn captions(bytes: &[u8]) {
-    at_most(256 * bytes.len() + 64 * KIB, || {
-        let lines: Vec<_> = CaptionReader::new(bytes).collect();
-        assert!(lines.len() as u64 <= count_rows(bytes).unwrap());
-        let captions: Vec<_> = lines.into_iter().flatten().collect();
+    within(Bounds::new(bytes.len(), 256 * bytes.len() + 64 * KIB), || {
+        let mut lines = 0;
+        // Without the lines' errors, each of which has a message.
+        let captions: Vec<_> = CaptionReader::new(bytes)
+            .inspect(|_| lines += 1)
+            .flatten()
+            .collect();
+        assert!(lines <= count_rows(bytes).unwrap());
         let named: usize = captions.iter().map(|caption| caption.image_ids.len()).sum();
         if let Ok(relations) = Relations::new(&captions, &["1", "17"]) {
             assert!(relations.pairs() + relations.missing().len() <= named);
@@ -72,7 +86,7 @@ pub fn captions(bytes: &[u8]) {
 
 /// The configuration files, all read from the same bytes; what is written is read back.
 pub fn config(bytes: &[u8]) {
-    at_most(64 * bytes.len() + 64 * KIB, || {
+    within(Bounds::new(bytes.len(), 64 * bytes.len() + 64 * KIB), || {
         if let Ok(config) = ModelConfig::from_json(bytes) {
             config.validate().unwrap();
             let again = ModelConfig::from_json(config.to_json().as_bytes()).unwrap();
@@ -96,15 +110,25 @@ pub fn image(bytes: &[u8]) {
     let limits = Limits {
         max_bytes: MIB,
         max_pixels: 1 << 18,
+        ..Limits::default()
     };
     // 16 bytes a pixel are promised, of blocks that reach beyond the edge too, and of a large side
     // that can be many.
-    let bound = 16 * (limits.max_pixels as usize) + 4 * bytes.len() + 32 * MIB;
-    let Ok(pixels) = at_most(bound, || decode(bytes, &limits)) else {
+    let memory = 16 * (limits.max_pixels as usize) + 4 * bytes.len() + 32 * MIB;
+    // And a microsecond a pixel.
+    let time = Duration::from_micros(limits.max_pixels);
+    let bound = Bounds::new(bytes.len(), memory).and(time);
+    let Ok(pixels) = within(bound, || decode(bytes, &limits)) else {
         return;
     };
     assert!(u64::from(pixels.width()) * u64::from(pixels.height()) <= limits.max_pixels);
-    at_most(MIB, || {
+    // By rows, as they are decoded, it is the same crop.
+    for profile in [Preprocessing::Original, Preprocessing::PaddleNlp] {
+        let preprocessor = Preprocessor::with_profile(32, profile);
+        let crop = within(bound, || preprocessor.decode_crop(bytes, &limits));
+        assert_eq!(crop.unwrap(), preprocessor.crop(&pixels));
+    }
+    within(Bounds::new(bytes.len(), MIB), || {
         let preprocessor = Preprocessor::new(32);
         let mut values = vec![f32::NAN; preprocessor.values()];
         preprocessor.tensor_into(&preprocessor.crop(&pixels), &mut values);
@@ -115,10 +139,12 @@ pub fn image(bytes: &[u8]) {
 /// An index: the bytes as a file and as a log, and as instructions to build one, which is saved and loaded,
 /// and brought back from its log.
 pub fn index(bytes: &[u8]) {
-    at_most(64 * bytes.len() + 64 * KIB, || {
+    within(Bounds::new(bytes.len(), 64 * bytes.len() + 64 * KIB), || {
         let _ = EmbeddingIndex::load(bytes);
         let read = EmbeddingIndex::new(2, "fuzz").replay(bytes);
         assert!(read.is_err() || read.is_ok_and(|read| read <= bytes.len()));
+        let _ = EmbeddingIndex::of_log(bytes);
+        salvage(EmbeddingIndex::new(2, "fuzz"), bytes);
     });
     // A checksum keeps changed bytes out, so what lies behind it is reached from inside.
     let Some((&first, instructions)) = bytes.split_first() else {
@@ -126,10 +152,46 @@ pub fn index(bytes: &[u8]) {
     };
     let dimensions = usize::from(first % 5) + 1;
     let dtype = [VectorType::F32, VectorType::Int8][usize::from(first / 5 % 2)];
+    let (mut index, mut log) = within(Bounds::new(bytes.len(), 64 * bytes.len() + MIB), || {
+        built(dimensions, dtype, instructions)
+    });
+    let mut file = Vec::new();
+    index.save(&mut file).unwrap();
+    // Damage at a place that the bytes choose loses no record but the one that it is in.
+    let mut damaged = log.clone();
+    if let (Some(&place), false) = (bytes.last(), log.is_empty()) {
+        let at = usize::from(place) * log.len() / 256;
+        damaged[at] ^= first | 1;
+    }
+    within(Bounds::new(damaged.len(), 64 * damaged.len() + 64 * KIB), || {
+        let empty = || EmbeddingIndex::with_dtype(dimensions, "fuzz", dtype);
+        let read = empty().replay(&damaged);
+        let found = salvage(empty(), &damaged);
+        assert_eq!(read.is_err(), !log.is_empty(), "{found:?}");
+    });
+    let loaded = within(Bounds::new(file.len(), 64 * file.len() + 64 * KIB), || {
+        EmbeddingIndex::load(&file)
+    })
+    .unwrap();
+    log.extend(index.take_log());
+    let replayed = within(Bounds::new(log.len(), 64 * log.len() + 64 * KIB), || {
+        let mut replayed = EmbeddingIndex::with_dtype(dimensions, "fuzz", dtype);
+        assert_eq!(replayed.replay(&log).unwrap(), log.len());
+        replayed
+    });
+    for other in [loaded, replayed] {
+        assert_eq!(other.ids(), index.ids());
+        for id in index.ids() {
+            assert_eq!(other.get(id), index.get(id));
+        }
+    }
+}
+
+/// An index made by instructions, and its log. Every one of them may search, and more of them find no more.
+fn built(dimensions: usize, dtype: VectorType, instructions: &[u8]) -> (EmbeddingIndex, Vec<u8>) {
     let mut index = EmbeddingIndex::with_dtype(dimensions, "fuzz", dtype);
     index.keep_log(true);
     let mut log = Vec::new();
-    // Every one of them may search, and more of them find no more.
     for instruction in instructions.chunks_exact(dimensions + 1).take(256) {
         let (id, vector) = (instruction[0] >> 1, &instruction[1..]);
         let id = format!("\u{1}\"{id}");
@@ -159,26 +221,24 @@ pub fn index(bytes: &[u8]) {
             }
         }
     }
-    let mut file = Vec::new();
-    index.save(&mut file).unwrap();
-    let loaded = at_most(64 * file.len() + 64 * KIB, || EmbeddingIndex::load(&file)).unwrap();
-    log.extend(index.take_log());
-    let replayed = at_most(64 * log.len() + 64 * KIB, || {
-        let mut replayed = EmbeddingIndex::with_dtype(dimensions, "fuzz", dtype);
-        assert_eq!(replayed.replay(&log).unwrap(), log.len());
-        replayed
-    });
-    for other in [loaded, replayed] {
-        assert_eq!(other.ids(), index.ids());
-        for id in index.ids() {
-            assert_eq!(other.get(id), index.get(id));
-        }
+    (index, log)
+}
+
+/// All that is sound in a log, and where it is not: places that follow one another.
+fn salvage(mut index: EmbeddingIndex, log: &[u8]) -> Option<Replayed> {
+    let found = index.salvage(log).ok()?;
+    let mut at = found.sound;
+    for damage in &found.damage {
+        assert!(at <= damage.bytes.start && damage.bytes.start < damage.bytes.end);
+        at = damage.bytes.end;
     }
+    assert!(at <= log.len());
+    Some(found)
 }
 
 /// A NumPy file of embeddings; what was read is written and read again.
 pub fn npy(bytes: &[u8]) {
-    at_most(16 * bytes.len() + 64 * KIB, || {
+    within(Bounds::new(bytes.len(), 16 * bytes.len() + 64 * KIB), || {
         if let Ok(read) = read_npy(bytes)
             && read.dimensions() > 0
         {
@@ -192,7 +252,9 @@ pub fn npy(bytes: &[u8]) {
 
 /// The original's embedding file; what was read is written and read again.
 pub fn out(bytes: &[u8]) {
-    let Ok(read) = at_most(64 * bytes.len() + 64 * KIB, || read_out(bytes)) else {
+    let Ok(read) = within(Bounds::new(bytes.len(), 64 * bytes.len() + 64 * KIB), || {
+        read_out(bytes)
+    }) else {
         return;
     };
     let mut writer = OutWriter::new(Vec::new());
@@ -207,7 +269,7 @@ pub fn out(bytes: &[u8]) {
 /// Caption-image pairs: read as a whole and from a source that hands out few bytes at a time, with
 /// the same rows, and gone on with from every place in between.
 pub fn pairs(bytes: &[u8]) {
-    at_most(64 * bytes.len() + 64 * KIB, || {
+    within(Bounds::new(bytes.len(), 64 * bytes.len() + 64 * KIB), || {
         let mut reader = PairReader::new(bytes);
         let mut slow = PairReader::new(std::io::BufReader::with_capacity(3, bytes));
         let mut rows = 0;
@@ -234,7 +296,7 @@ pub fn pairs(bytes: &[u8]) {
         assert_eq!(reader.position(), end);
         assert_eq!(PairReader::new(bytes).skip_rows(u64::MAX).unwrap(), rows);
     });
-    at_most(4 * KIB, || {
+    within(Bounds::new(bytes.len(), 4 * KIB), || {
         for row in PairReader::new(bytes).with_max_line_bytes(64) {
             assert!(row.is_err() || row.is_ok_and(|pair| pair.image.len() <= 64));
         }
@@ -243,7 +305,7 @@ pub fn pairs(bytes: &[u8]) {
 
 /// A parameter file: all of its tensors are as long as their shapes say.
 pub fn pickle(bytes: &[u8]) {
-    at_most(512 * bytes.len() + 64 * KIB, || {
+    within(Bounds::new(bytes.len(), 512 * bytes.len() + 64 * KIB), || {
         if let Ok(checkpoint) = Checkpoint::parse(bytes) {
             tensors(&checkpoint);
         }
@@ -252,12 +314,12 @@ pub fn pickle(bytes: &[u8]) {
 
 /// A safetensors file, read as weights and as embeddings, which have as many rows as there are ids.
 pub fn safetensors(bytes: &[u8]) {
-    at_most(64 * bytes.len() + 64 * KIB, || {
+    within(Bounds::new(bytes.len(), 64 * bytes.len() + 64 * KIB), || {
         if let Ok(file) = SafetensorsFile::parse(bytes) {
             tensors(&file);
         }
     });
-    at_most(64 * bytes.len() + 64 * KIB, || {
+    within(Bounds::new(bytes.len(), 64 * bytes.len() + 64 * KIB), || {
         if let Ok(file) = read_safetensors(bytes) {
             let ids = file.ids.as_ref().map(Vec::len);
             for side in [file.text, file.image].into_iter().flatten() {
@@ -274,6 +336,7 @@ pub fn request(bytes: &[u8]) {
     let limits = request::Limits {
         items: 16,
         text: 256,
+        prompts: 64,
         dimensions: 8,
     };
     let of = |items: &[Item]| {
@@ -295,7 +358,7 @@ pub fn request(bytes: &[u8]) {
                 .is_none_or(|param| problem.message.starts_with(&param))
         );
     };
-    at_most(16 * bytes.len() + 256 * KIB, || {
+    within(Bounds::new(bytes.len(), 16 * bytes.len() + 256 * KIB), || {
         match Embed::parse(bytes, &limits) {
             Ok(body) => {
                 of(&body.input);
@@ -317,6 +380,8 @@ pub fn request(bytes: &[u8]) {
             Ok(body) => {
                 of(&body.input);
                 body.labels.iter().for_each(|labels| of(labels));
+                let labels = body.labels.as_ref().map_or(0, Vec::len);
+                assert!(labels * body.templates.len() <= limits.prompts);
                 named(body.model);
                 assert!((1..=1000).contains(&body.k) && body.temperature.is_none_or(|value| value > 0.0));
                 assert!((1..=64).contains(&body.templates.len()));
@@ -341,7 +406,7 @@ pub fn request(bytes: &[u8]) {
 
 /// A vocabulary, and where it has the special tokens, a tokeniser over it.
 pub fn vocabulary(bytes: &[u8]) {
-    at_most(256 * bytes.len() + 64 * KIB, || {
+    within(Bounds::new(bytes.len(), 256 * bytes.len() + 64 * KIB), || {
         let Ok(vocabulary) = Vocabulary::parse(bytes) else {
             return;
         };

@@ -1,4 +1,7 @@
-//! `cargo xtask fuzz`: random bytes for the parsers.
+//! `cargo xtask fuzz`: random bytes for the parsers, and valid files that were changed by their structure.
+//!
+//! With `mutate` in front it needs no fuzzer: `tests/fuzz_targets.rs` then changes the files that a fuzzer starts from for as
+//! long as it is told.
 
 use std::fs;
 use std::io;
@@ -7,26 +10,10 @@ use std::path::Path;
 use crate::Failure;
 use crate::command::{cargo, program, root, run as run_command, succeeds};
 
-/// The recorded files that a target starts from, by how their names end. What lies in
-/// `fuzz/seeds/TARGET/` comes in addition.
-const RECORDED: &[(&str, &[&str])] = &[
-    ("base64", &[]),
-    ("caption", &["tsv"]),
-    ("captions", &["jsonl"]),
-    ("config", &["json"]),
-    (
-        "image",
-        &["bin", "bmp", "gif", "jpg", "png", "ppm", "tif", "webp"],
-    ),
-    ("index", &["safetensors"]),
-    ("npy", &[]),
-    ("out", &["out"]),
-    ("pairs", &["tsv"]),
-    ("pickle", &["pdparams"]),
-    ("request", &["json"]),
-    ("safetensors", &["safetensors"]),
-    ("vocabulary", &["txt"]),
-];
+#[path = "../../fuzz/src/recorded.rs"]
+mod recorded;
+
+use recorded::RECORDED;
 
 /// No input is longer: long ones are slow and find no more.
 const LONGEST: u64 = 64 << 10;
@@ -36,6 +23,10 @@ const SECONDS: u64 = 60;
 const SLOWEST: u64 = 20;
 
 pub fn run(arguments: &[&str]) -> Result<(), Failure> {
+    if let ["mutate", rest @ ..] = arguments {
+        let (targets, seconds) = parse(rest).map_err(Failure::Usage)?;
+        return mutate(&targets, seconds);
+    }
     let (targets, seconds) = parse(arguments).map_err(Failure::Usage)?;
     if !succeeds(cargo(&["fuzz", "--version"])) {
         let message = "cargo-fuzz is not installed. 'cargo install cargo-fuzz --locked' does so.";
@@ -74,6 +65,23 @@ pub fn run(arguments: &[&str]) -> Result<(), Failure> {
     Err(Failure::Failed(format!(
         "Failed: {failed}. The inputs are in fuzz/artifacts/."
     )))
+}
+
+/// Without a fuzzer.
+fn mutate(targets: &[&str], seconds: u64) -> Result<(), Failure> {
+    let mut command = cargo(&[
+        "test",
+        "--release",
+        "--test",
+        "fuzz_targets",
+        "changed",
+        "--",
+        "--nocapture",
+    ]);
+    command
+        .env("ERNIE_VIL_FUZZ_TARGETS", targets.join(","))
+        .env("ERNIE_VIL_FUZZ_SECONDS", seconds.to_string());
+    run_command(&mut command).map_err(|_| Failure::Failed("Some inputs broke a promise; see above.".into()))
 }
 
 /// The targets to fuzz, and for how many seconds each.

@@ -18,8 +18,9 @@ Usage: cargo xtask VERB
       Sets up and runs every check that a change has to pass: formatting, lints, documentation, tests.
       With --dry-run it only shows the commands.
 
-  fuzz [TARGET] [SECONDS]
-      Fuzzes one parser, or each in turn, for so many seconds (60). Needs cargo-fuzz and a C++ compiler.
+  fuzz [mutate] [TARGET] [SECONDS]
+      Fuzzes one parser, or each in turn, for so many seconds (60). Needs cargo-fuzz and a C++ compiler. With mutate it
+      needs neither, and changes valid files by their structure.
 
   scenes --count N --seed S [--split train|test|unseen] [--output F.tsv] [--sheet F.png] [--vocab V.txt]
       Draws small pictures with Chinese captions: lines of caption, image id, tags and PNG in base64.
@@ -93,6 +94,7 @@ mod tests {
             &["tests"][..],
             &["test", "--dry"],
             &["fuzz", "no-such-target"],
+            &["fuzz", "mutate", "no-such-target"],
             &["web", "gpu"],
         ] {
             assert!(matches!(run(arguments), Err(Failure::Usage(_))), "{arguments:?}");
