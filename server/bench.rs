@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{self, Stage, Structure};
 use crate::model::{self, Model, Towers};
+use crate::print::outln;
 
 /// Forty photographs as JPEGs of the usual kinds, to decode.
 const PICTURES: &[u8] = include_bytes!("../tests/goldens/coco_cn_style.tsv");
@@ -49,12 +50,12 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
     };
     report["model"] = json!(config.name);
     if !args.json && !global.quiet {
-        println!(
+        outln!(
             "{}, {} threads, {:?}",
             config.name,
             rayon::current_num_threads(),
             InstructionSet::detect()
-        );
+        )?;
     }
     if wants(Stage::Decode) || wants(Stage::Preprocess) {
         bench.images(&config, &mut report)?;
@@ -72,10 +73,10 @@ pub fn run(args: &cli::Bench, global: &cli::Global) -> Result<()> {
     if wants(Stage::Scoring) {
         bench.scoring(config.image.width(), &mut report)?;
     }
-    if args.json {
-        println!("{report}");
+    match args.json {
+        true => outln!("{report}"),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 fn random_config(structure: Structure) -> ModelConfig {
@@ -126,14 +127,13 @@ fn cold_start(folder: &Path, args: &cli::Bench) -> Result<()> {
     ensure!(vector.rows() == 1, "one caption gives one vector");
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     match args.json {
-        true => println!("{}", json!({"cold_start_ms": ms(total), "load_ms": ms(loaded)})),
-        false => println!(
+        true => outln!("{}", json!({"cold_start_ms": ms(total), "load_ms": ms(loaded)})),
+        false => outln!(
             "cold start {:.0} ms, of which {:.0} ms loading the text tower",
             ms(total),
             ms(loaded)
         ),
     }
-    Ok(())
 }
 
 struct Bench {
@@ -166,9 +166,10 @@ impl Bench {
         })
     }
 
-    fn say(&self, line: String) {
-        if !self.json {
-            println!("{line}");
+    fn say(&self, line: String) -> Result<()> {
+        match self.json {
+            true => Ok(()),
+            false => outln!("{line}"),
         }
     }
 
@@ -200,9 +201,9 @@ impl Bench {
             });
             self.say(format!(
                 "{stage:<14}{ms:9.3} ms an image, {megapixels:.0} megapixels a second, one thread"
-            ));
+            ))
         };
-        add("decode", &time);
+        add("decode", &time)?;
         let preprocessor = Preprocessor::of(config);
         let mut out = vec![0.0; preprocessor.values()];
         let time = self.time(|| {
@@ -211,8 +212,7 @@ impl Bench {
             }
             Ok(())
         })?;
-        add("preprocess", &time);
-        Ok(())
+        add("preprocess", &time)
     }
 
     fn image_tower(&self, encoder: &DualEncoder, report: &mut Value) -> Result<()> {
@@ -234,7 +234,7 @@ impl Bench {
                 Ok(())
             })?;
             let ms = time.median * 1e3 / batch as f64;
-            self.say(format!("image tower   {ms:9.2} ms an image, batch {batch}"));
+            self.say(format!("image tower   {ms:9.2} ms an image, batch {batch}"))?;
             rows.push(json!({
                 "batch": batch,
                 "ms_per_image": ms,
@@ -278,7 +278,7 @@ impl Bench {
             self.say(format!(
                 "text tower    {ms:9.2} ms a caption, batch {batch}, {} tokens",
                 tokens.to_string().trim_matches('"')
-            ));
+            ))?;
             rows.push(json!({
                 "batch": batch,
                 "tokens": tokens,
@@ -307,7 +307,7 @@ impl Bench {
         self.say(format!(
             "scoring       {:9.2} ms for {SCORED} x {SCORED} x {width}, {gigaflops:.0} GFLOP/s",
             time.median * 1e3
-        ));
+        ))?;
         report["scoring"] = json!({
             "rows": SCORED,
             "dimensions": width,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// ERNIE-ViL 2.0: Chinese captions and images as vectors of one space.
@@ -245,7 +246,7 @@ pub enum Preprocessing {
 #[derive(Debug, Args)]
 pub struct Target {
     /// The model folder to make
-    #[arg(long, short, env = "ERNIE_VIL_OUTPUT", value_name = "FOLDER")]
+    #[arg(long, short, env = "ERNIE_VIL_OUTPUT", value_name = "FOLDER", value_parser = plain_path())]
     pub output: PathBuf,
     /// Precision of the weights in the folder
     #[arg(long, env = "ERNIE_VIL_DTYPE", default_value = "f32", value_enum)]
@@ -264,6 +265,11 @@ pub struct Target {
     /// Replace the folder where there is one
     #[arg(long, env = "ERNIE_VIL_OVERWRITE", value_parser = clap::builder::FalseyValueParser::new())]
     pub overwrite: bool,
+}
+
+/// A path without a slash at its end, so that other names can be made of it.
+fn plain_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| path.components().collect())
 }
 
 /// A number of bytes, perhaps with a unit.
@@ -300,6 +306,15 @@ fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("expected at most {} bytes", u64::MAX))
 }
 
+/// What images may cost.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ImageArgs {
+    /// Memory for an image while it is decoded, at most: 512MB (2^20 bytes each), bytes. JPEG and PNG need next to none, unless
+    /// they are progressive or interlaced; of those and of other formats the pixels are held
+    #[arg(long, env = "ERNIE_VIL_MAX_IMAGE_MEMORY", default_value = "512MB", value_name = "SIZE", value_parser = size)]
+    pub max_image_memory: u64,
+}
+
 #[cfg(feature = "train")]
 #[derive(Debug, Args)]
 pub struct Train {
@@ -313,6 +328,11 @@ pub struct Train {
     /// Go on from the run's last checkpoint, where there is one
     #[arg(long, env = "ERNIE_VIL_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
     pub resume: bool,
+    /// Replace what an earlier run left in the output folder: its checkpoint, metrics, curves and model
+    #[arg(long, env = "ERNIE_VIL_OVERWRITE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub overwrite: bool,
+    #[command(flatten)]
+    pub limits: ImageArgs,
 }
 
 #[derive(Debug, Args)]
@@ -368,11 +388,12 @@ pub struct Download {
     pub release: Release,
     #[command(flatten)]
     pub target: Target,
-    /// The address under which the weights lie
+    /// The address under which the weights lie. From an address that begins with http:// anybody on the way can send
+    /// other weights: give --sha256 then
     #[arg(
         long,
         env = "ERNIE_VIL_BASE_URL",
-        default_value = "http://bj.bcebos.com/wenxin-models",
+        default_value = "https://bj.bcebos.com/wenxin-models",
         value_name = "URL"
     )]
     pub base_url: String,
@@ -387,6 +408,16 @@ pub struct Download {
     /// The SHA-256 that the weights must have, where you know it
     #[arg(long, env = "ERNIE_VIL_SHA256", value_name = "HEX")]
     pub sha256: Option<String>,
+    /// The SHA-256 that the vocabulary must have; that of the published one is known
+    #[arg(long, env = "ERNIE_VIL_VOCAB_SHA256", value_name = "HEX")]
+    pub vocab_sha256: Option<String>,
+    /// Where the sums of downloaded files are kept, which later downloads of the same address are compared with; by
+    /// default ernie-vil/sums.json in the folder for caches
+    #[arg(long, env = "ERNIE_VIL_SUMS", value_name = "FILE")]
+    pub sums: Option<PathBuf>,
+    /// Take files that are others than those which the same address gave before, and remember their sums instead
+    #[arg(long, env = "ERNIE_VIL_ACCEPT_CHANGED", value_parser = clap::builder::FalseyValueParser::new())]
+    pub accept_changed: bool,
     /// The text tower's sizes, where they are not those of ERNIE 3.0 Base
     #[arg(long, env = "ERNIE_VIL_TEXT_CONFIG", value_name = "FILE")]
     pub text_config: Option<PathBuf>,
@@ -500,10 +531,15 @@ pub struct Embed {
     #[command(flatten)]
     pub rows: Rows,
     #[command(flatten)]
+    pub limits: ImageArgs,
+    #[command(flatten)]
     pub device: DevicesArgs,
     /// Go on where an earlier run of the same command was broken off
     #[arg(long, env = "ERNIE_VIL_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
     pub resume: bool,
+    /// Replace the output where it is there already, and drop what an earlier run kept for --resume
+    #[arg(long, env = "ERNIE_VIL_OVERWRITE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub overwrite: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -578,10 +614,20 @@ pub struct Eval {
     #[command(flatten)]
     pub rows: Rows,
     #[command(flatten)]
+    pub limits: ImageArgs,
+    #[command(flatten)]
     pub device: DevicesArgs,
     /// How to print the scores
     #[arg(long, env = "ERNIE_VIL_REPORT", default_value = "table", value_enum)]
     pub format: ReportFormat,
+}
+
+/// A number of results.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number of at least 1".into()),
+        Ok(number) => Ok(number),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -597,7 +643,7 @@ pub struct Classify {
         required_unless_present = "labels_file"
     )]
     pub labels: Vec<String>,
-    /// A file of labels, one a line
+    /// A file of labels in UTF-8, one a line
     #[arg(long, env = "ERNIE_VIL_LABELS_FILE", value_name = "FILE")]
     pub labels_file: Option<PathBuf>,
     /// A caption with {} in the label's place; of several, the mean is taken [default: the label alone]
@@ -617,12 +663,15 @@ pub struct Classify {
         short = 'k',
         env = "ERNIE_VIL_TOP",
         default_value_t = 5,
-        value_name = "N"
+        value_name = "N",
+        value_parser = at_least_one
     )]
     pub top: usize,
     /// Print JSON, one object a picture
     #[arg(long, env = "ERNIE_VIL_JSON", value_parser = clap::builder::FalseyValueParser::new())]
     pub json: bool,
+    #[command(flatten)]
+    pub limits: ImageArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
     /// The pictures
@@ -634,9 +683,15 @@ pub struct Classify {
 pub struct Search {
     #[command(flatten)]
     pub model: ModelArg,
-    /// The folder with the pictures; its sub-folders are looked into as well
+    /// The folder with the pictures, which are told by their content; its sub-folders are looked into as well
     #[arg(long, env = "ERNIE_VIL_IMAGES", value_name = "FOLDER")]
     pub images: PathBuf,
+    /// Take pictures in hidden files and folders, trash and thumbnails as well
+    #[arg(long, env = "ERNIE_VIL_ALL_FILES", value_parser = clap::builder::FalseyValueParser::new())]
+    pub all_files: bool,
+    /// Look into linked folders as well, into each folder once
+    #[arg(long, env = "ERNIE_VIL_FOLLOW_LINKS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub follow_links: bool,
     /// What to look for; may be given several times
     #[arg(
         long,
@@ -655,15 +710,26 @@ pub struct Search {
         short = 'k',
         env = "ERNIE_VIL_TOP",
         default_value_t = 10,
-        value_name = "N"
+        value_name = "N",
+        value_parser = at_least_one
     )]
     pub top: usize,
-    /// Keep the pictures' vectors in this file, and embed only new and changed pictures next time
+    /// Keep the pictures' vectors in this file, and embed only new and changed pictures next time. What else is in it stays,
+    /// and is searched too; while a server or another search writes to it, it is only read
     #[arg(long, env = "ERNIE_VIL_INDEX", value_name = "FILE")]
     pub index: Option<PathBuf>,
+    /// Remove all pictures from the index that are not in the folder, also where most are gone or the index was made for
+    /// another folder
+    #[arg(long, env = "ERNIE_VIL_PRUNE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub prune: bool,
+    /// Go on with an index whose log FILE.log is damaged: what is sound is kept, and a copy of the log as FILE.log.damaged
+    #[arg(long, env = "ERNIE_VIL_SALVAGE_INDEX", value_parser = clap::builder::FalseyValueParser::new())]
+    pub salvage_index: bool,
     /// Print JSON, one object a query
     #[arg(long, env = "ERNIE_VIL_JSON", value_parser = clap::builder::FalseyValueParser::new())]
     pub json: bool,
+    #[command(flatten)]
+    pub limits: ImageArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -726,6 +792,9 @@ pub struct Serve {
     /// How a new index keeps its vectors [default: f32]
     #[arg(long, env = "ERNIE_VIL_INDEX_TYPE", value_enum)]
     pub index_type: Option<IndexType>,
+    /// Go on with an index whose log FILE.log is damaged: what is sound is kept, and a copy of the log as FILE.log.damaged
+    #[arg(long, env = "ERNIE_VIL_SALVAGE_INDEX", value_parser = clap::builder::FalseyValueParser::new())]
+    pub salvage_index: bool,
     /// Embeddings in the index at most
     #[arg(
         long,
@@ -734,6 +803,9 @@ pub struct Serve {
         value_name = "N"
     )]
     pub max_index: usize,
+    /// All ids in the index together, at most: 256MB (2^20 bytes each), 500KB, bytes
+    #[arg(long, env = "ERNIE_VIL_MAX_IDS", default_value = "256MB", value_name = "SIZE", value_parser = size)]
+    pub max_ids: u64,
     /// How long an item may wait for others to be computed with, in milliseconds
     #[arg(long, env = "ERNIE_VIL_MAX_WAIT", default_value = "5", value_name = "MS", value_parser = milliseconds)]
     pub max_wait: f64,
@@ -752,22 +824,40 @@ pub struct Serve {
     /// A request's body at most: 32MB (2^20 bytes each), 500KB, bytes
     #[arg(long, env = "ERNIE_VIL_MAX_BODY", default_value = "32MB", value_name = "SIZE", value_parser = size)]
     pub max_body: u64,
-    /// All bodies that are held at a time, at most
+    /// An answer at most; where more would be sent the answer is 400
+    #[arg(long, env = "ERNIE_VIL_MAX_ANSWER", default_value = "32MB", value_name = "SIZE", value_parser = size)]
+    pub max_answer: u64,
+    /// All bodies and answers that are held at a time, at most
     #[arg(long, env = "ERNIE_VIL_MAX_BUFFERED", default_value = "256MB", value_name = "SIZE", value_parser = size)]
     pub max_buffered: u64,
     /// A caption, a label or a filled template at most: 64KB (2^10 bytes each), bytes; longer ones are refused with status 400
     #[arg(long, env = "ERNIE_VIL_MAX_TEXT", default_value = "64KB", value_name = "SIZE", value_parser = text_size)]
     pub max_text: u64,
+    /// Captions that a classification makes of its labels and templates at most
+    #[arg(long, env = "ERNIE_VIL_MAX_PROMPTS", default_value_t = 4096, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_prompts: u32,
     /// Pixels of an image at most
-    #[arg(long, env = "ERNIE_VIL_MAX_PIXELS", default_value_t = 32_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 28))]
+    #[arg(long, env = "ERNIE_VIL_MAX_PIXELS", default_value_t = 1 << 28, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub max_pixels: u64,
+    /// Memory for an image while it is decoded, at most: 320MB (2^20 bytes each), bytes. JPEG and PNG need next to none, unless
+    /// they are progressive or interlaced; of those and of other formats the pixels are held. One image more than there are
+    /// cores is decoded at a time
+    #[arg(long, env = "ERNIE_VIL_MAX_IMAGE_MEMORY", default_value = "320MB", value_name = "SIZE", value_parser = size)]
+    pub max_image_memory: u64,
     /// For a request's result, in seconds; then the answer is 504
     #[arg(long, env = "ERNIE_VIL_TIMEOUT", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub timeout: u32,
-    /// For a request to arrive and for a client to take the answer, in seconds; a late body is answered with 408
+    /// For a request to arrive, and for a client that takes nothing of its answer, in seconds; a late body is answered with 408
     #[arg(long, env = "ERNIE_VIL_READ_TIMEOUT", default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub read_timeout: u32,
-    /// Connections at a time; more wait until one ends. Fewer where the process may not open so many files
+    /// For a client to take an answer, in seconds, after which the connection is closed. Files may take longer
+    #[arg(long, env = "ERNIE_VIL_ANSWER_TIMEOUT", default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub answer_timeout: u32,
+    /// Bytes of an answer or a file that a client has to take a second, on average and after --read-timeout
+    #[arg(long, env = "ERNIE_VIL_MIN_RATE", default_value = "16KB", value_name = "SIZE", value_parser = text_size)]
+    pub min_rate: u64,
+    /// Requests that are worked on at a time, each on a connection of its own; more wait for their turn. Connections without a
+    /// request are closed for new ones where there are too many. Fewer where the process may not open so many files
     #[arg(long, env = "ERNIE_VIL_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
     /// For requests to end when the server is to stop, in seconds
@@ -783,6 +873,18 @@ pub struct Serve {
         hide_env_values = true
     )]
     pub api_key: Vec<String>,
+    /// Listen on an address that others reach without asking for a key: all of them can use the server and change its index
+    #[arg(long, env = "ERNIE_VIL_NO_API_KEY", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_api_key: bool,
+    /// Names under which the server answers, beside localhost and its like: example.org, *.example.org, or * for any. On a
+    /// loopback address it answers under no others, elsewhere under all unless names are given, and always to addresses; may be given several times
+    #[arg(
+        long,
+        env = "ERNIE_VIL_ALLOWED_HOSTS",
+        value_name = "HOST",
+        value_delimiter = ','
+    )]
+    pub allowed_hosts: Vec<String>,
     /// Where pages that may use the server come from: https://example.org, or * for any; may be given several times
     #[arg(
         long,

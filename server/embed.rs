@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use ernie_vil::pairs::{PairReader, count_rows};
+use ernie_vil::text_file::text;
 use ernie_vil::vectors::{NpyWriter, OutWriter, SafetensorsWriter};
 use ernie_vil::weights::{Renamed, infer_type_tables, infer_vision_config};
 use ernie_vil::{ModelConfig, Preprocessing};
@@ -14,23 +15,39 @@ use ernie_vil::{ModelConfig, Preprocessing};
 use crate::atomic_file::{AtomicFile, beside};
 use crate::cli::{self, OnError, VectorFormat};
 use crate::convert;
+use crate::files::{self, Files};
+use crate::images;
+use crate::input::{self, Input};
 use crate::model::{self, Model};
 use crate::pipeline::{self, Options, Times};
+use crate::print::note;
 use crate::progress::{Progress, Unit};
 use crate::run_config::RunConfig;
-use crate::spool::{Job, Spool};
+use crate::spool::{Job, Kept, Spool};
+
+/// What a stream is called in the state of a run.
+const STREAM: &str = "a stream";
 
 pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
     let (model, input, output, batch_size) = match &args.config {
         Some(path) => {
             let yaml = model::read(path, model::LARGEST_CONFIG)?;
-            let yaml = String::from_utf8(yaml).with_context(|| path.display().to_string())?;
-            let config = RunConfig::from_yaml(&yaml, &path.display().to_string())?;
+            let yaml = text(&yaml).with_context(|| path.display().to_string())?;
+            let config = RunConfig::from_yaml(yaml, &path.display().to_string())?;
             if !global.quiet {
                 for warning in &config.warnings {
-                    eprintln!("note: {warning}");
+                    note!("note: {warning}");
                 }
             }
+            let mut files = Files::default();
+            files
+                .reads(path)
+                .reads(&config.test_file)
+                .reads(&config.init_from_params)
+                .reads(&config.vocab_file)
+                .reads(&config.text_model_config)
+                .may_read(config.image_model_config.as_deref());
+            check_output(files, &config.output_file, args)?;
             let model = configured(&config, &args.device.each())?;
             (
                 model,
@@ -40,38 +57,75 @@ pub fn run(args: &cli::Embed, global: &cli::Global) -> Result<()> {
             )
         }
         None => {
-            let model = Model::load(&args.model, &args.device.each(), global)?;
             let (Some(input), Some(output)) = (args.input.clone(), args.output.clone()) else {
                 bail!("--input and --output are needed where there is no --config");
             };
+            let mut files = Files::default();
+            files.reads(&input);
+            if let Some(folder) = &args.model.model {
+                files.reads_model(folder);
+            }
+            check_output(files, &output, args)?;
+            let model = Model::load(&args.model, &args.device.each(), global)?;
             let batch_size = args.rows.batch_size(&model.devices);
             (model, input, output, batch_size)
         }
     };
-    let format = args.format.unwrap_or_else(|| format_of(&output));
     let options = Options {
         batch_size,
         on_error: args.rows.on_error,
         limit: args.rows.limit,
         images_only: false,
         warm_up: true,
+        limits: images::limits(&args.limits),
     };
-    embed(
-        &model,
-        &input,
-        &output,
-        format,
-        &options,
-        args.resume,
-        global.quiet,
-    )
+    embed(&model, &input, &output, &options, args, global.quiet)
+}
+
+/// The files that appear when the run is complete.
+fn outputs(output: &Path, args: &cli::Embed) -> Vec<PathBuf> {
+    let mut outputs = match format(output, args) {
+        VectorFormat::Npy => npy_paths(output).to_vec(),
+        VectorFormat::Text | VectorFormat::Safetensors => vec![output.to_owned()],
+    };
+    if args.rows.on_error == OnError::Skip {
+        outputs.push(skipped_list(output));
+    }
+    outputs
+}
+
+/// Checks, before anything is read, that what the run writes is none of the inputs and replaces nothing unasked.
+fn check_output(mut files: Files, output: &Path, args: &cli::Embed) -> Result<()> {
+    let outputs = outputs(output, args);
+    for path in outputs.iter().chain(&Spool::files(output)) {
+        files.writes(path);
+    }
+    files.check()?;
+    let [rows, _] = Spool::files(output);
+    let may_replace = match Spool::kept(output)? {
+        Kept::Rows { may_replace, .. } if args.resume => may_replace,
+        Kept::Rows { rows: kept, .. } => {
+            ensure!(
+                args.overwrite,
+                "{} has {kept} rows of a run that broke off; --resume goes on after them, --overwrite drops them",
+                rows.display()
+            );
+            false
+        }
+        Kept::Unknown => {
+            ensure!(args.overwrite, "{}", files::is_there(&rows));
+            false
+        }
+        Kept::Nothing => false,
+    };
+    files::check_free(&outputs, args.overwrite || may_replace)
 }
 
 /// The model that a run configuration of the original describes.
 fn configured(config: &RunConfig, devices: &[cli::DeviceArgs]) -> Result<Model> {
     let specials = [config.pad_token, config.cls_token, config.sep_token];
     let vocab = model::read(&config.vocab_file, model::LARGEST_VOCAB)?;
-    let weights = model::map(&config.init_from_params)?;
+    let weights = input::map_spooled(&config.init_from_params)?;
     let file =
         model::parse_weights(&weights).with_context(|| config.init_from_params.display().to_string())?;
     let checkpoint = Renamed::new(&*file);
@@ -106,29 +160,43 @@ fn configured(config: &RunConfig, devices: &[cli::DeviceArgs]) -> Result<Model> 
     Ok(model)
 }
 
-fn format_of(output: &Path) -> VectorFormat {
-    match output.extension().and_then(|extension| extension.to_str()) {
+fn format(output: &Path, args: &cli::Embed) -> VectorFormat {
+    let extension = output.extension().and_then(|extension| extension.to_str());
+    args.format.unwrap_or(match extension {
         Some("safetensors") => VectorFormat::Safetensors,
         Some("npy") => VectorFormat::Npy,
         _ => VectorFormat::Text,
-    }
+    })
+}
+
+/// Where the rows that were left out are listed.
+fn skipped_list(output: &Path) -> PathBuf {
+    beside(output, ".skipped.tsv")
 }
 
 fn embed(
     model: &Model,
     input: &Path,
     output: &Path,
-    format: VectorFormat,
     options: &Options,
-    resume: bool,
+    args: &cli::Embed,
     quiet: bool,
 ) -> Result<()> {
     let name = input.display().to_string();
-    let mut file = File::open(input).with_context(|| name.clone())?;
+    let in_input = || name.clone();
+    let Input { mut file, is_stream } = input::open(input)?;
     let config = model.config();
     let job = Job {
-        input: input.to_owned(),
-        input_bytes: file.metadata().with_context(|| name.clone())?.len(),
+        // A stream has another name in every run, and no size.
+        input: if is_stream {
+            STREAM.into()
+        } else {
+            input.to_owned()
+        },
+        input_bytes: match is_stream {
+            true => 0,
+            false => file.metadata().with_context(in_input)?.len(),
+        },
         fingerprint: config.fingerprint.clone(),
         max_tokens: config.max_text_tokens,
         skips_bad_rows: options.on_error == OnError::Skip,
@@ -136,22 +204,36 @@ fn embed(
         text_dimensions: config.text.width,
         image_dimensions: config.image.width(),
     };
-    let mut spool = Spool::open(output, job, resume)?;
+    let mut spool = Spool::open(output, job, args.resume, args.overwrite)?;
     let position = spool.position();
-    if resume && !quiet && position.rows > 0 {
-        eprintln!("resuming after {} rows", position.rows);
+    if args.resume && !quiet && position.rows > 0 {
+        note!("resuming after {} rows", position.rows);
     }
     let progress = Progress::new("embedding", Unit::Items("pairs"), quiet);
-    if let Ok(total) = File::open(input)
-        .map_err(ernie_vil::Error::from)
-        .and_then(|f| count_rows(BufReader::with_capacity(1 << 18, f)))
-    {
-        progress.set_total(Some(total.min(options.limit.unwrap_or(u64::MAX))));
-    }
+    let buffered = |file: File| BufReader::with_capacity(1 << 18, file);
+    let reader = if is_stream {
+        // Rows that are done are read past. That they end at the same byte as before tells this stream from another.
+        let mut reader = PairReader::new(buffered(file));
+        reader.skip_rows(position.rows).with_context(in_input)?;
+        ensure!(
+            reader.position() == position,
+            "{name} is not the stream whose first {} rows are kept beside {}: these have {} bytes, not {}; \
+             --overwrite in place of --resume starts anew",
+            position.rows,
+            output.display(),
+            reader.position().offset,
+            position.offset
+        );
+        reader
+    } else {
+        if let Ok(total) = count_rows(buffered(file.try_clone().with_context(in_input)?)) {
+            progress.set_total(Some(total.min(options.limit.unwrap_or(u64::MAX))));
+        }
+        file.seek(SeekFrom::Start(position.offset))
+            .with_context(in_input)?;
+        PairReader::resume(buffered(file), position)
+    };
     progress.start_at(position.rows);
-    file.seek(SeekFrom::Start(position.offset))
-        .with_context(|| name.clone())?;
-    let reader = PairReader::resume(BufReader::with_capacity(1 << 18, file), position);
     let (start, before, times) = (Instant::now(), spool.rows(), Times::default());
     let ran = pipeline::run(model, reader, &name, options, &times, |batch| {
         progress.add((batch.ids.len() + batch.skipped.len()) as u64);
@@ -160,24 +242,24 @@ fn embed(
     let elapsed = start.elapsed();
     drop(progress);
     // Also where the run broke off: what is done is done.
-    spool.save()?;
+    let saved = spool.save();
     if let Err(error) = ran {
-        if spool.rows() > 0 && !quiet {
-            eprintln!(
-                "note: {} rows are kept; --resume goes on after them",
-                spool.rows()
-            );
+        match spool.rows() {
+            // There is nothing to go on from. What cannot be removed is in nobody's way.
+            0 => drop(spool.remove()),
+            kept if saved.is_ok() && !quiet => {
+                note!("note: {kept} rows are kept; --resume goes on after them");
+            }
+            _ => {}
         }
         return Err(error);
     }
+    saved?;
 
-    let rows = spool.rows() as usize;
-    let written = match format {
-        VectorFormat::Text => write_text(&mut spool, output)?,
-        VectorFormat::Safetensors => write_safetensors(&mut spool, output, rows, config)?,
-        VectorFormat::Npy => write_npy(&mut spool, output, rows, config)?,
-    };
-    let list = beside(output, ".skipped.tsv");
+    // Once more: others may have made a file of this name meanwhile.
+    files::check_free(&outputs(output, args), spool.may_replace())?;
+    spool.begin_outputs()?;
+    let list = skipped_list(output);
     if !spool.skipped().is_empty() {
         let mut file = AtomicFile::create(&list)?;
         for skipped in spool.skipped() {
@@ -189,7 +271,7 @@ fn embed(
             )?;
         }
         file.commit()?;
-        eprintln!(
+        note!(
             "{} rows were skipped; {} says which and why",
             spool.skipped().len(),
             list.display()
@@ -198,13 +280,25 @@ fn embed(
         // It would be an earlier run's.
         std::fs::remove_file(&list).with_context(|| list.display().to_string())?;
     }
+    let rows = spool.rows() as usize;
+    if rows == 0 {
+        // An output of no vectors would pass for a result, and there is nothing to go on from.
+        let message = pipeline::no_rows(&name, spool.skipped());
+        spool.remove()?;
+        bail!(message);
+    }
+    let written = match format(output, args) {
+        VectorFormat::Text => write_text(&mut spool, output)?,
+        VectorFormat::Safetensors => write_safetensors(&mut spool, output, rows, config)?,
+        VectorFormat::Npy => write_npy(&mut spool, output, rows, config)?,
+    };
     if !quiet {
-        eprintln!(
+        note!(
             "{}",
             pipeline::summary(rows as u64 - before, "pairs", elapsed, &times)
         );
         for path in written {
-            eprintln!("wrote {}", path.display());
+            note!("wrote {}", path.display());
         }
     }
     spool.remove()

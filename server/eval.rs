@@ -1,7 +1,7 @@
 //! `ernie-vil eval`: pairs to the recall table in one go.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Seek};
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,8 +11,11 @@ use ernie_vil::recall::Report;
 use ernie_vil::vectors::{Embeddings, Pairs};
 
 use crate::cli;
+use crate::images;
+use crate::input::{self, Input};
 use crate::model::{self, Model};
 use crate::pipeline::{self, Options, Times};
+use crate::print::note;
 use crate::progress::{Progress, Unit};
 use crate::{builtin, score};
 
@@ -26,18 +29,20 @@ pub fn run(args: &cli::Eval, global: &cli::Global) -> Result<()> {
     match &args.input {
         Some(path) => {
             let name = path.display().to_string();
-            let open = || {
-                let file = File::open(path).with_context(|| name.clone())?;
-                Ok::<_, anyhow::Error>(BufReader::with_capacity(1 << 18, file))
-            };
-            let total = count_rows(open()?).with_context(|| name.clone())?;
-            progress.set_total(Some(total.min(limit)));
-            evaluate(&model, open()?, &name, args, global, progress)
+            let Input { mut file, is_stream } = input::open(path)?;
+            let buffered = |file: File| BufReader::with_capacity(1 << 18, file);
+            // A stream can be read once, so how much it has is not known.
+            if !is_stream {
+                let total = count_rows(buffered(file.try_clone()?)).with_context(|| name.clone())?;
+                progress.set_total(Some(total.min(limit)));
+                file.rewind().with_context(|| name.clone())?;
+            }
+            evaluate(&model, buffered(file), &name, args, global, progress)
         }
         None => {
             let pairs = builtin::pairs()?;
             if !global.quiet {
-                eprintln!(
+                note!(
                     "no --input given, so these are the 1,000 drawn pictures that \"scenes\" is tested with"
                 );
             }
@@ -65,18 +70,17 @@ fn evaluate(
     let (ranks, scorer) = model::ranks(model, &all.text, &all.image).with_context(|| name.to_owned())?;
     let report = Report::new(&ranks)?;
     if !global.quiet {
-        eprintln!(
+        note!(
             "{}",
             pipeline::summary(all.text.rows() as u64, "pairs", embedded, &times)
         );
-        eprintln!("scored on {scorer} in {:.2} s", start.elapsed().as_secs_f64());
+        note!("scored on {scorer} in {:.2} s", start.elapsed().as_secs_f64());
     }
     for row in &all.skipped {
-        eprintln!("skipped line {}: {}", row.line, row.reason);
+        note!("skipped line {}: {}", row.line, row.reason);
     }
     let published = score::published(model.config().published, args.set);
-    score::print(&report, args.format, published);
-    Ok(())
+    score::print(&report, args.format, published)
 }
 
 fn options(args: &cli::Eval, model: &Model, images_only: bool) -> Options {
@@ -86,6 +90,7 @@ fn options(args: &cli::Eval, model: &Model, images_only: bool) -> Options {
         limit: args.rows.limit,
         images_only,
         warm_up: true,
+        limits: images::limits(&args.limits),
     }
 }
 
@@ -96,15 +101,17 @@ fn run_related(texts: &Path, images: &Path, args: &cli::Eval, global: &cli::Glob
         "--texts and --images score by Chinese-CLIP's protocol, where --input, --set and --limit have no meaning"
     );
     let captions = score::captions(texts)?;
-    let ids = score::image_ids(images)?;
+    // Read twice: for the ids, and for the images.
+    let mut file = input::spooled(images)?;
+    let name = images.display().to_string();
+    let ids = score::image_ids(file.try_clone().with_context(|| name.clone())?, images)?;
+    file.rewind().with_context(|| name.clone())?;
     score::relations(&captions, texts, &ids)?;
     let model = Model::load(&args.model, &args.device.each(), global)?;
     let progress = Progress::new("evaluating", Unit::Items("rows"), global.quiet);
     progress.set_total(Some((captions.len() + ids.len()) as u64));
 
     let (start, times) = (Instant::now(), Times::default());
-    let name = images.display().to_string();
-    let file = File::open(images).with_context(|| name.clone())?;
     let reader = PairReader::new(BufReader::with_capacity(1 << 18, file));
     let options = options(args, &model, true);
     let all = pipeline::embed_all(&model, reader, &name, &options, &times, |rows| progress.add(rows))?;
@@ -129,11 +136,10 @@ fn run_related(texts: &Path, images: &Path, args: &cli::Eval, global: &cli::Glob
         .with_context(|| texts.display().to_string())?;
     if !global.quiet {
         let rows = (captions.len() + all.ids.len()) as u64;
-        eprintln!("{}", pipeline::summary(rows, "rows", embedded, &times));
+        note!("{}", pipeline::summary(rows, "rows", embedded, &times));
     }
     for row in &all.skipped {
-        eprintln!("skipped line {}: {}", row.line, row.reason);
+        note!("skipped line {}: {}", row.line, row.reason);
     }
-    score::print_related(&report, args.format);
-    Ok(())
+    score::print_related(&report, args.format)
 }

@@ -8,6 +8,7 @@ use ernie_vil::{ImageConfig, ModelConfig};
 use serde_json::json;
 
 use crate::cli;
+use crate::print::outln;
 use crate::{builtin, convert, model};
 
 pub fn run(args: &cli::Info) -> Result<()> {
@@ -16,8 +17,8 @@ pub fn run(args: &cli::Info) -> Result<()> {
         None => (builtin::config()?, None),
     };
     match args.json {
-        true => println!("{:#}", to_json(&config, manifest.as_ref())),
-        false => print(&config, manifest.as_ref()),
+        true => outln!("{:#}", to_json(&config, manifest.as_ref()))?,
+        false => print(&config, manifest.as_ref())?,
     }
     match (&args.model.model, manifest, args.verify) {
         (Some(folder), Some(manifest), true) => verify(folder, &manifest),
@@ -37,14 +38,14 @@ fn to_json(config: &ModelConfig, manifest: Option<&Manifest>) -> serde_json::Val
     })
 }
 
-fn print(config: &ModelConfig, manifest: Option<&Manifest>) {
+fn print(config: &ModelConfig, manifest: Option<&Manifest>) -> Result<()> {
     let text = &config.text;
     let millions = |parameters| parameters as f64 / 1e6;
-    println!("name          {}", config.name);
+    outln!("name          {}", config.name)?;
     if let Some(note) = &config.note {
-        println!("note          {note}");
+        outln!("note          {note}")?;
     }
-    println!("structure     {}", config.structure());
+    outln!("structure     {}", config.structure())?;
     let image = match &config.image {
         ImageConfig::Vit(vit) => format!(
             "ViT, {} px, patches of {} px, width {}, {} blocks, {} heads",
@@ -59,38 +60,43 @@ fn print(config: &ModelConfig, manifest: Option<&Manifest>) {
             net.width()
         ),
     };
-    println!(
+    outln!(
         "image tower   {image}, {:.1} M parameters",
         millions(config.image.parameters())
-    );
-    println!(
+    )?;
+    outln!(
         "text tower    ERNIE, {} words, width {}, {} blocks, {} heads, {:.1} M parameters",
         text.vocab_size,
         text.width,
         text.depth,
         text.heads,
         millions(text.parameters())
-    );
-    println!("caption       at most {} tokens", config.max_text_tokens);
-    println!(
+    )?;
+    outln!("caption       at most {} tokens", config.max_text_tokens)?;
+    outln!(
         "images        {}",
         serde_json::to_value(config.preprocessing)
             .map_or(String::new(), |name| name.as_str().unwrap_or("").into())
-    );
-    println!("logit scale   {:.2}", config.scale());
-    println!("fingerprint   {}", config.fingerprint);
+    )?;
+    outln!("logit scale   {:.2}", config.scale())?;
+    outln!("fingerprint   {}", config.fingerprint)?;
     for source in &config.sources {
-        println!(
+        outln!(
             "made from     {} ({} bytes, sha256 {})",
-            source.file, source.size, source.sha256
-        );
+            source.file,
+            source.size,
+            source.sha256
+        )?;
     }
     for file in manifest.into_iter().flat_map(|manifest| &manifest.files) {
-        println!(
+        outln!(
             "file          {} ({} bytes, sha256 {})",
-            file.name, file.size, file.sha256
-        );
+            file.name,
+            file.size,
+            file.sha256
+        )?;
     }
+    Ok(())
 }
 
 fn verify(folder: &Path, manifest: &Manifest) -> Result<()> {
@@ -106,8 +112,7 @@ fn verify(folder: &Path, manifest: &Manifest) -> Result<()> {
         }
     }
     if wrong.is_empty() {
-        println!("verified      {} files are as the manifest says", files.len());
-        return Ok(());
+        return outln!("verified      {} files are as the manifest says", files.len());
     }
     Err(anyhow::anyhow!(wrong.join("; "))).with_context(|| format!("{} is damaged", folder.display()))
 }

@@ -1,5 +1,8 @@
 //! `ernie-vil`, the native binary: files, threads and the terminal around the library.
 
+// They panic where nobody reads any more and where a disk is full; `print` has what to use instead.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod atomic_file;
 mod bench;
 mod builtin;
@@ -12,18 +15,26 @@ mod download;
 mod embed;
 mod eval;
 mod fetch;
+mod files;
+mod images;
+mod index_file;
 mod info;
+mod input;
 mod model;
+mod pictures;
 mod pipeline;
 #[cfg(feature = "train")]
 mod plot;
+mod print;
 mod progress;
 mod run_config;
 mod score;
 mod search;
 #[cfg(feature = "serve")]
 mod serve;
+mod signals;
 mod spool;
+mod sums;
 mod tokenize;
 #[cfg(feature = "train")]
 mod train;
@@ -38,16 +49,25 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use cli::{Cli, Command};
+use print::note;
 
 fn main() -> ExitCode {
-    // Bad usage ends here, with exit code 2.
-    let cli = Cli::parse();
-    match run(cli) {
+    signals::prepare();
+    let result = match Cli::try_parse() {
+        Ok(cli) => run(cli),
+        Err(usage) if usage.use_stderr() => {
+            // Where that cannot be written either, the exit code has to do.
+            let _ = usage.print();
+            return ExitCode::from(2);
+        }
+        // What --help and --version print.
+        Err(text) => print::checked(text.print()),
+    };
+    match result.and_then(|()| print::flush()) {
         Ok(()) => ExitCode::SUCCESS,
-        // A reader that has seen enough (`| head`) is no failure.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.downcast_ref::<print::Closed>().is_some() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            note!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -58,6 +78,7 @@ fn run(cli: Cli) -> Result<()> {
         .num_threads(cli.global.threads)
         .build_global()
         .context("starting the threads")?;
+    files::of(&cli.command).check()?;
     let global = &cli.global;
     match &cli.command {
         Command::Convert(args) => convert::run(args, global),
@@ -75,11 +96,4 @@ fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(args, global),
         Command::Bench(args) => bench::run(args, global),
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -1,6 +1,6 @@
 //! Model folders on the disk, and models in memory.
 
-use std::fs::{self, File};
+use std::fs;
 use std::ops::Deref;
 use std::path::Path;
 #[cfg(feature = "wgpu")]
@@ -19,12 +19,14 @@ use ernie_vil::towers::{Attention, BurnOptions, BurnPrecision, DualEncoder, Engi
 use ernie_vil::vectors::Embeddings;
 use ernie_vil::weights::{Checkpoint, Manifest, ManifestFile, SafetensorsFile, TensorSource};
 use ernie_vil::{Error, ModelConfig};
-use memmap2::Mmap;
 
 use crate::builtin;
 use crate::cli::{self, DeviceDtype};
 #[cfg(feature = "cuda")]
 use crate::cuda;
+use crate::input::{FileBytes, read_regular};
+pub use crate::input::{map, read};
+use crate::print::note;
 
 /// The files of a model folder.
 pub const CONFIG: &str = "config.json";
@@ -70,7 +72,7 @@ impl Model {
             None => {
                 let model = builtin::model(devices)?;
                 if !global.quiet {
-                    eprintln!("{}", builtin::NOTICE);
+                    note!("{}", builtin::NOTICE);
                 }
                 Ok(model)
             }
@@ -83,7 +85,7 @@ impl Model {
         let manifest = read_manifest(folder)?;
         check_sizes(folder, &manifest)?;
         let path = folder.join(VOCAB);
-        let tokenizer = Tokenizer::parse(&read(&path, LARGEST_VOCAB)?, config.text.vocab_size)
+        let tokenizer = Tokenizer::parse(&read_regular(&path, LARGEST_VOCAB)?, config.text.vocab_size)
             .with_context(|| path.display().to_string())?;
         let load = |name: &str, wanted: bool, towers: Towers| {
             if !wanted {
@@ -339,7 +341,7 @@ pub fn parse_weights(bytes: &[u8]) -> ernie_vil::Result<Box<dyn TensorSource + '
 
 /// The bytes of a tower's file.
 pub enum TowerFile {
-    Whole(Mmap),
+    Whole(FileBytes),
     /// Put together from its shards.
     Joined(Vec<u8>),
 }
@@ -349,7 +351,7 @@ impl Deref for TowerFile {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Whole(map) => map,
+            Self::Whole(bytes) => bytes,
             Self::Joined(bytes) => bytes,
         }
     }
@@ -371,7 +373,7 @@ pub fn tower_file(folder: &Path, manifest: &Manifest, name: &str) -> Result<Towe
 
 pub fn read_config(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join(CONFIG);
-    let json = read(&path, LARGEST_CONFIG).with_context(|| {
+    let json = read_regular(&path, LARGEST_CONFIG).with_context(|| {
         format!(
             "{} is not a model folder (`ernie-vil convert` makes one)",
             folder.display()
@@ -382,7 +384,7 @@ pub fn read_config(folder: &Path) -> Result<ModelConfig> {
 
 pub fn read_manifest(folder: &Path) -> Result<Manifest> {
     let path = folder.join(MANIFEST);
-    Manifest::from_json(&read(&path, LARGEST_CONFIG)?).with_context(|| path.display().to_string())
+    Manifest::from_json(&read_regular(&path, LARGEST_CONFIG)?).with_context(|| path.display().to_string())
 }
 
 /// Checks every file's size, which tells a broken copy at no cost; `info --verify` compares the sums.
@@ -405,26 +407,4 @@ fn check_sizes(folder: &Path, manifest: &Manifest) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Reads a whole file of at most `limit` bytes.
-pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let size = fs::metadata(path)
-        .with_context(|| path.display().to_string())?
-        .len();
-    ensure!(
-        size <= limit,
-        "{} has {size} bytes, expected at most {limit}",
-        path.display()
-    );
-    fs::read(path).with_context(|| path.display().to_string())
-}
-
-/// Maps a file into memory: it is read as it is used, and its pages can be dropped again.
-pub fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).with_context(|| path.display().to_string())?;
-    // SAFETY: as everywhere where files are mapped, this stands on nobody changing the file while it is
-    // in use. Values that change would give other numbers; they are never used as sizes or addresses
-    // twice.
-    unsafe { Mmap::map(&file) }.with_context(|| format!("mapping {}", path.display()))
 }

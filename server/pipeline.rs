@@ -12,14 +12,15 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use ernie_vil::image::{Limits, Pixels, decode, decode_base64};
+use anyhow::{Context, Result, anyhow, bail};
+use ernie_vil::image::{Limits, Pixels, decode_base64_of_row, explain_base64};
 use ernie_vil::pairs::{Pair, PairReader, Position};
 use ernie_vil::vectors::Embeddings;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::OnError;
+use crate::images;
 use crate::model::Model;
 
 /// Batches that wait between two stages at most.
@@ -50,7 +51,6 @@ pub struct Batch {
 pub struct Times {
     read: AtomicU64,
     decode: AtomicU64,
-    preprocess: AtomicU64,
     tokenize: AtomicU64,
     image_tower: AtomicU64,
     text_tower: AtomicU64,
@@ -79,11 +79,10 @@ impl Times {
     }
 
     /// Each stage's name and busy time; all but the first may be several threads'.
-    fn stages(&self) -> [(&'static str, Duration); 6] {
+    fn stages(&self) -> [(&'static str, Duration); 5] {
         [
             ("read", duration(&self.read)),
             ("decode", duration(&self.decode)),
-            ("preprocess", duration(&self.preprocess)),
             ("tokenize", duration(&self.tokenize)),
             ("image tower", duration(&self.image_tower)),
             ("text tower", duration(&self.text_tower)),
@@ -104,6 +103,8 @@ pub struct Options {
     pub images_only: bool,
     /// Cards compute batches of this size before the first one comes.
     pub warm_up: bool,
+    /// What an image may cost.
+    pub limits: Limits,
 }
 
 /// Sends every batch of `reader` through the model, in order, to `sink`. `name` is the input's, for
@@ -116,6 +117,7 @@ pub fn run<R: BufRead + Send>(
     times: &Times,
     mut sink: impl FnMut(Batch) -> Result<()>,
 ) -> Result<()> {
+    let reader = reader.with_file_checks();
     let workers = workers(model);
     times.workers.store(workers.len() as u64, Ordering::Relaxed);
     let (to_prepare, raw) = sync_channel(AHEAD);
@@ -172,6 +174,8 @@ struct Row {
     line: u64,
     id: String,
     caption: String,
+    /// The caption is the image's text, too: the line has no tab.
+    is_one_column: bool,
     image: Place,
 }
 
@@ -201,8 +205,12 @@ fn read_batches<R: BufRead>(
                 match reader.next() {
                     None => break,
                     Some(Ok(pair)) => rows.push(row(pair, options, before.as_deref(), &mut images)),
-                    // A row that is not text; the reader goes on after it.
-                    Some(Err(error)) if error.code() == "pairs" && options.on_error == OnError::Skip => {
+                    // A row that is not text, if the reader goes on after it. What it cannot pass is no row to skip.
+                    Some(Err(error))
+                        if error.code() == "pairs"
+                            && options.on_error == OnError::Skip
+                            && !reader.has_ended() =>
+                    {
                         rows.push(Err(Skipped {
                             line,
                             reason: error.to_string(),
@@ -241,10 +249,11 @@ fn row(
     before: Option<&[u8]>,
     images: &mut Vec<Vec<u8>>,
 ) -> Result<Row, Skipped> {
-    if options.images_only && pair.caption.as_bytes() == pair.image {
+    let is_one_column = pair.is_one_column();
+    if options.images_only && is_one_column {
         return Err(Skipped {
             line: pair.line,
-            reason: "one column, expected an image id, a tab and the image in base64".into(),
+            reason: one_column(&pair.caption, "an image id, a tab and the image in base64"),
         });
     }
     let image = match images.last() {
@@ -267,8 +276,69 @@ fn row(
         line: pair.line,
         id,
         caption,
+        is_one_column,
         image,
     })
+}
+
+/// What is wrong with a line that has no tab.
+fn one_column(line: &str, expected: &str) -> String {
+    let hint = match line {
+        "" => return format!("the line is blank, expected {expected}; remove it"),
+        line if line.starts_with(['{', '[']) => "; the line seems to be JSON",
+        line if line.contains("\\t") => "; the line has a backslash and a t where a tab should be",
+        line if line.contains(',') => "; columns are separated by tabs, not by commas (CSV)",
+        line if line.contains([';', '|']) => "; columns are separated by tabs",
+        line if line.contains(' ') => "; columns are separated by tabs, not by blanks",
+        _ => "",
+    };
+    format!("one column, expected {expected}{hint}")
+}
+
+/// Adds to the reason why the image of a row cannot be read what the row seems to be.
+fn explained(row: &Row, options: &Options, reason: String) -> String {
+    const COLUMNS: &str = "a caption, a tab, an image id, a tab and the image in base64";
+    /// What the first columns of tables are called.
+    const HEADERS: [&str; 17] = [
+        "caption",
+        "captions",
+        "text",
+        "texts",
+        "title",
+        "query",
+        "sentence",
+        "label",
+        "description",
+        "id",
+        "image_id",
+        "image",
+        "img_id",
+        "描述",
+        "标题",
+        "文本",
+        "文字",
+    ];
+    /// How the usual images begin in base64.
+    const IMAGES: [&str; 5] = ["/9j/", "iVBORw0KGgo", "UklGR", "SUkqA", "TU0AK"];
+    let first = if options.images_only {
+        &row.id
+    } else {
+        &row.caption
+    };
+    if row.is_one_column {
+        return one_column(first, COLUMNS);
+    }
+    if first.len() > 60 && IMAGES.iter().any(|start| first.starts_with(start)) {
+        let expected = match options.images_only {
+            true => "an image id, a tab and the image in base64",
+            false => COLUMNS,
+        };
+        return format!("the columns are in another order: the first one is an image, expected {expected}");
+    }
+    if row.line == 1 && HEADERS.contains(&first.trim_matches('"').to_lowercase().as_str()) {
+        return format!("{reason}; is the line a header? Every line is read as a pair, so remove it");
+    }
+    reason
 }
 
 /// A batch as the towers take it.
@@ -375,11 +445,11 @@ fn prepare(
         .images
         .into_par_iter()
         .map(|image| {
-            let image = Times::measure(&times.decode, || {
-                decode_base64(&image).and_then(|bytes| decode(&bytes, &Limits::default()))
-            })
-            .map_err(|error| error.to_string())?;
-            Ok(Times::measure(&times.preprocess, || preprocessor.crop(&image)))
+            let crop = || {
+                decode_base64_of_row(&image)
+                    .and_then(|bytes| images::crop(&preprocessor, &bytes, &options.limits))
+            };
+            Times::measure(&times.decode, crop).map_err(|error| explain_base64(&image, error).to_string())
         })
         .collect();
     let mut crops = Vec::with_capacity(decoded.len() * preprocessor.values());
@@ -410,7 +480,7 @@ fn prepare(
                 Times::measure(&times.tokenize, || model.encode(&row.caption))
                     .map_err(|error| skipped(format!("{error:#}")))?
             };
-            row.image = place.map_err(skipped)?;
+            row.image = place.map_err(|reason| skipped(explained(&row, options, reason)))?;
             Ok((row, caption))
         })
         .collect();
@@ -476,7 +546,20 @@ pub struct Embedded {
     pub skipped: Vec<Skipped>,
 }
 
-/// As [`run`], with all batches put together. `count` is told of so many more rows.
+/// What to say of an input of which no row was embedded.
+pub fn no_rows(name: &str, skipped: &[Skipped]) -> String {
+    match skipped {
+        [] => format!("{name} has no rows, expected a pair a line"),
+        [first, ..] => format!(
+            "{name}: none of the {} rows could be read; line {}: {}",
+            skipped.len(),
+            first.line,
+            first.reason
+        ),
+    }
+}
+
+/// As [`run`], with all batches put together. `count` is told of so many more rows. It is an error where there is none.
 pub fn embed_all<R: BufRead + Send>(
     model: &Model,
     reader: PairReader<R>,
@@ -494,6 +577,9 @@ pub fn embed_all<R: BufRead + Send>(
         skipped.extend(batch.skipped);
         Ok(())
     })?;
+    if ids.is_empty() {
+        bail!(no_rows(name, &skipped));
+    }
     let side = |values: Vec<f32>, width: usize| Embeddings::new(values.len() / width, width, values);
     Ok(Embedded {
         ids,
@@ -511,11 +597,11 @@ pub fn summary(rows: u64, unit: &str, elapsed: Duration, times: &Times) -> Strin
         .unwrap_or_default();
     let seconds = elapsed.saturating_sub(warm_up).as_secs_f64();
     let stages = times.stages();
-    let busiest = stages[4..]
+    let busiest = stages[3..]
         .iter()
         .max_by_key(|(_, time)| *time)
         .map_or("", |(name, _)| name);
-    let towers: Duration = stages[4..].iter().map(|(_, time)| *time).sum();
+    let towers: Duration = stages[3..].iter().map(|(_, time)| *time).sum();
     let workers = times.workers.load(Ordering::Relaxed).max(1);
     // The model waits for nothing but its input: where it was idle, reading and decoding held it up.
     let bound = match towers.as_secs_f64() / (seconds * workers as f64).max(1e-9) {

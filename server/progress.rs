@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
+#[cfg(feature = "train")]
+use crate::print::note;
+
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -78,7 +81,7 @@ impl Progress {
     /// Writes a line above the bar, or where there is none to stderr.
     #[cfg(feature = "train")]
     pub fn print(&self, line: impl AsRef<str>) {
-        self.bar.suspend(|| eprintln!("{}", line.as_ref()));
+        self.bar.suspend(|| note!("{}", line.as_ref()));
     }
 
     /// Runs `print`, which may write to the terminal, with the line out of its way.

@@ -5,20 +5,25 @@
 //! place in the input. A run that breaks off loses what came after; resuming cuts the rows there, so
 //! none is lost and none is there twice.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use ernie_vil::pairs::Position;
 use serde::{Deserialize, Serialize};
 
 use crate::atomic_file::{AtomicFile, beside};
+use crate::input;
 use crate::pipeline::{Batch, Skipped};
 
 /// How often the rows are brought to the disk.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// What to do where the rows that were kept are of no use.
+const ANEW: &str = "--overwrite in place of --resume starts anew";
+/// A state file larger than this is none; it grows with the rows that were skipped.
+const LARGEST_STATE: u64 = 1 << 30;
 /// No row id may be longer.
 const LONGEST_ID: usize = 1 << 16;
 
@@ -44,6 +49,22 @@ struct State {
     input_rows: u64,
     input_offset: u64,
     skipped: Vec<Skipped>,
+    /// Whether outputs that are there already may be replaced: they were to be from the beginning, or are this run's own.
+    #[serde(default)]
+    may_replace: bool,
+}
+
+/// What lies under the names that a run's rows have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    Nothing,
+    /// As many rows of a run that broke off, and whether it may replace outputs that are there.
+    Rows {
+        rows: u64,
+        may_replace: bool,
+    },
+    /// Something else, or rows without a state that says how many.
+    Unknown,
 }
 
 /// The rows so far.
@@ -59,33 +80,74 @@ impl Spool {
         (beside(output, ".rows"), beside(output, ".rows.json"))
     }
 
-    /// Starts anew, or with `resume` where an earlier run of the same job broke off.
-    pub fn open(output: &Path, job: Job, resume: bool) -> Result<Self> {
+    /// The files beside the output, which are removed when it is complete.
+    pub fn files(output: &Path) -> [PathBuf; 2] {
+        let (rows, state) = Self::paths(output);
+        [rows, state]
+    }
+
+    /// What an earlier run left beside the output.
+    pub fn kept(output: &Path) -> Result<Kept> {
         let (path, state_path) = Self::paths(output);
-        let state = match fs::read(&state_path) {
-            Ok(json) if resume => {
-                let state: State = serde_json::from_slice(&json)
-                    .with_context(|| format!("{} is damaged; run without --resume", state_path.display()))?;
-                if state.job != job {
-                    bail!(
-                        "{} belongs to another run (its input, model or settings differ); run without --resume",
-                        state_path.display()
-                    );
-                }
-                state
+        let length = |path: &Path| match fs::metadata(path) {
+            Ok(metadata) => {
+                ensure!(metadata.is_file(), "{} is not a plain file", path.display());
+                Ok(metadata.len())
             }
-            Err(error) if resume && error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| state_path.display().to_string());
-            }
-            _ => State {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error).with_context(|| path.display().to_string()),
+        };
+        if length(&path)? == 0 {
+            return Ok(Kept::Nothing);
+        }
+        let lock = File::open(&path).map(|rows| rows.try_lock_shared());
+        ensure!(
+            !matches!(lock, Ok(Err(TryLockError::WouldBlock))),
+            "{} is in use by another run",
+            path.display()
+        );
+        if length(&state_path)? == 0 {
+            return Ok(Kept::Unknown);
+        }
+        let state = serde_json::from_slice(&input::read_regular(&state_path, LARGEST_STATE)?);
+        Ok(match state {
+            Ok(State { rows: 0, .. }) => Kept::Nothing,
+            Ok(State {
+                rows, may_replace, ..
+            }) => Kept::Rows { rows, may_replace },
+            Err(_) => Kept::Unknown,
+        })
+    }
+
+    /// Starts anew, or with `resume` where an earlier run of the same job broke off.
+    pub fn open(output: &Path, job: Job, resume: bool, overwrite: bool) -> Result<Self> {
+        let (path, state_path) = Self::paths(output);
+        let mut state = None;
+        let has_rows = fs::metadata(&path).is_ok_and(|metadata| metadata.len() > 0);
+        if resume && has_rows && state_path.exists() {
+            let json = input::read_regular(&state_path, LARGEST_STATE)?;
+            let earlier: State = serde_json::from_slice(&json)
+                .with_context(|| format!("{} is damaged; {ANEW}", state_path.display()))?;
+            ensure!(
+                earlier.job == job || earlier.rows == 0,
+                "{} belongs to another run (its input, model or settings differ); {ANEW}",
+                state_path.display()
+            );
+            state = (earlier.job == job).then_some(earlier);
+        }
+        let mut state = match state {
+            Some(state) => state,
+            None => State {
                 job,
                 rows: 0,
                 bytes: 0,
                 input_rows: 0,
                 input_offset: 0,
                 skipped: Vec::new(),
+                may_replace: false,
             },
         };
+        state.may_replace |= overwrite;
         if let Some(folder) = output.parent() {
             fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         }
@@ -102,7 +164,7 @@ impl Spool {
         let length = file.metadata().with_context(in_rows)?.len();
         ensure!(
             length >= state.bytes,
-            "{} has {length} bytes, expected at least {}; run without --resume",
+            "{} has {length} bytes, expected at least {}; {ANEW}",
             path.display(),
             state.bytes
         );
@@ -176,6 +238,18 @@ impl Spool {
         Ok(())
     }
 
+    /// Whether outputs that are there already may be replaced.
+    pub fn may_replace(&self) -> bool {
+        self.state.may_replace
+    }
+
+    /// Says, before the first output is written, that what is there from now on is this run's own. A run that is cut off
+    /// while it writes them may then be resumed.
+    pub fn begin_outputs(&mut self) -> Result<()> {
+        self.state.may_replace = true;
+        self.save()
+    }
+
     /// Hands every row to `take`: its id, text vector and image vector.
     pub fn for_each(&mut self, mut take: impl FnMut(&str, &[f32], &[f32]) -> Result<()>) -> Result<()> {
         self.save()?;
@@ -190,11 +264,7 @@ impl Spool {
             let mut length = [0; 4];
             reader.read_exact(&mut length).with_context(in_rows)?;
             let length = u32::from_le_bytes(length) as usize;
-            ensure!(
-                length <= LONGEST_ID,
-                "{} is damaged; run without --resume",
-                self.path.display()
-            );
+            ensure!(length <= LONGEST_ID, "{} is damaged; {ANEW}", self.path.display());
             id.resize(length, 0);
             reader.read_exact(&mut id).with_context(in_rows)?;
             reader.read_exact(&mut bytes).with_context(in_rows)?;
@@ -211,6 +281,9 @@ impl Spool {
 
     /// Removes both files: the output is complete.
     pub fn remove(self) -> Result<()> {
+        // Rows without a state would be taken for somebody else's, and a state without rows is nothing.
+        let empty = self.file.get_ref().set_len(0);
+        empty.with_context(|| format!("emptying {}", self.path.display()))?;
         for path in [&beside(&self.path, ".json"), &self.path] {
             fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
         }

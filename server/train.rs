@@ -1,13 +1,13 @@
 //! `ernie-vil train`: from pairs and a configuration to a model folder.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
-use ernie_vil::image::Preprocessor;
+use ernie_vil::image::{Limits, Preprocessor};
 use ernie_vil::pairs::PairReader;
 use ernie_vil::recall::{self, Report};
 use ernie_vil::text::Tokenizer;
@@ -19,9 +19,13 @@ use serde::{Deserialize, Serialize};
 use crate::atomic_file::{self, AtomicFile};
 use crate::cli::{self, OnError};
 use crate::convert;
+use crate::files::{self, Files};
+use crate::images;
+use crate::input;
 use crate::model::{self, IMAGE, Model, TEXT, VOCAB};
 use crate::pipeline::{self, Options, Times};
 use crate::plot;
+use crate::print::{note, outln};
 use crate::progress::{Progress, Unit};
 use crate::train_config::{Precision, TrainConfig};
 use crate::train_data::{Batches, TrainData};
@@ -73,8 +77,51 @@ pub enum Metric {
 
 pub fn run(args: &cli::Train, global: &cli::Global) -> Result<()> {
     let config = TrainConfig::read(&args.config)?;
+    files(&config, &args.config).check()?;
     let run = Run::prepare(config, args, global)?;
     run.train()
+}
+
+/// What a run reads and writes.
+fn files(config: &TrainConfig, path: &Path) -> Files {
+    let mut files = Files::default();
+    files
+        .reads(path)
+        .reads(&config.train_file)
+        .may_read(config.validation_file.as_deref())
+        .may_read(config.model.as_ref().map(|fresh| fresh.vocab_file.as_path()));
+    if let Some(folder) = &config.init_from {
+        files.reads_model(folder);
+    }
+    for name in [METRICS, CURVES] {
+        files.writes(&config.output.join(name));
+    }
+    for name in [CHECKPOINT, MODEL] {
+        files.writes_folder(&config.output.join(name));
+    }
+    files
+}
+
+/// Checks that the run replaces nothing unasked. A run that goes on replaces what is its own.
+fn check_output(output: &Path, args: &cli::Train) -> Result<()> {
+    let (checkpoint, model) = (output.join(CHECKPOINT), output.join(MODEL));
+    let goes_on = args.resume && checkpoint.exists();
+    let replaces = args.overwrite || goes_on;
+    ensure!(
+        replaces || !checkpoint.exists(),
+        "{} is there already; --resume goes on from it, --overwrite starts anew without it",
+        checkpoint.display()
+    );
+    if !goes_on {
+        files::check_only(&checkpoint, "a checkpoint", &[WEIGHTS, OPTIMIZER, STATE])?;
+    }
+    // A run that is cut off before its first checkpoint leaves nothing but its metrics, which are empty before the first
+    // step.
+    let metrics = output.join(METRICS);
+    let is_empty = fs::metadata(&metrics).is_ok_and(|metadata| metadata.len() == 0);
+    files::check_free(&[metrics], replaces || args.resume || is_empty)?;
+    files::check_free(&[output.join(CURVES)], replaces)?;
+    files::check_folder(&model, replaces)
 }
 
 /// Where training computes.
@@ -97,8 +144,11 @@ fn training_device(device: cli::Device, precision: Precision) -> Result<Device> 
 struct Run<'a> {
     config: TrainConfig,
     global: &'a cli::Global,
+    limits: Limits,
     device: cli::Device,
     data: TrainData,
+    /// The validation file.
+    validation: Option<File>,
     tokenizer: Tokenizer,
     vocab: Vec<u8>,
     model: ModelConfig,
@@ -119,11 +169,12 @@ impl<'a> Run<'a> {
         );
         let checkpoint = config.output.join(CHECKPOINT);
         atomic_file::restore_folder(&checkpoint)?;
-        ensure!(
-            resume || !checkpoint.exists(),
-            "{} is there already; --resume goes on from it, or choose another output",
-            checkpoint.display()
-        );
+        check_output(&config.output, args)?;
+        let validation = config
+            .validation_file
+            .as_deref()
+            .map(input::spooled)
+            .transpose()?;
         let (vocab, model) = start(&config)?;
         let tokenizer = Tokenizer::parse(&vocab, model.text.vocab_size)?;
         let steps = config.total_steps(data.rows());
@@ -131,7 +182,7 @@ impl<'a> Run<'a> {
         let new = |source: &dyn TensorSource| Trainer::new(source, model.clone(), settings, &device);
         let trainer = if resume && checkpoint.exists() {
             let path = checkpoint.join(STATE);
-            let state: State = serde_json::from_slice(&model::read(&path, model::LARGEST_CONFIG)?)
+            let state: State = serde_json::from_slice(&input::read_regular(&path, model::LARGEST_CONFIG)?)
                 .with_context(|| path.display().to_string())?;
             ensure!(
                 state.format == 1,
@@ -154,7 +205,7 @@ impl<'a> Run<'a> {
             let weights = SafetensorsFile::parse(&mapped).with_context(|| path.display().to_string())?;
             let path = checkpoint.join(OPTIMIZER);
             new(&weights)?
-                .resume(state.step, model::read(&path, LARGEST_STATE)?)
+                .resume(state.step, input::read_regular(&path, LARGEST_STATE)?)
                 .with_context(|| path.display().to_string())?
         } else if let Some(folder) = &config.init_from {
             let manifest = model::read_manifest(folder)?;
@@ -171,8 +222,10 @@ impl<'a> Run<'a> {
         Ok(Self {
             config,
             global,
+            limits: images::limits(&args.limits),
             device: args.device,
             data,
+            validation,
             tokenizer,
             vocab,
             model,
@@ -185,6 +238,11 @@ impl<'a> Run<'a> {
         let output = self.config.output.clone();
         fs::create_dir_all(&output).with_context(|| format!("creating {}", output.display()))?;
         let first = self.trainer.steps();
+        let checkpoint = output.join(CHECKPOINT);
+        if first == 0 && checkpoint.exists() {
+            // With --overwrite. Left there, it would pass for this run's until this run has one.
+            fs::remove_dir_all(&checkpoint).with_context(|| format!("removing {}", checkpoint.display()))?;
+        }
         let mut metrics = Metrics::open(&output.join(METRICS), first)?;
         let every = (self.steps / 20).max(1);
         let validate_every = self.config.validate_every.unwrap_or(every);
@@ -194,7 +252,7 @@ impl<'a> Run<'a> {
                 .iter()
                 .map(|(_, shape)| shape.iter().product::<usize>())
                 .sum();
-            eprintln!(
+            note!(
                 "{}: {} pairs, {} steps of {} pairs, {values} parameters{}",
                 self.config.name,
                 self.data.rows(),
@@ -217,6 +275,7 @@ impl<'a> Run<'a> {
             config,
             preprocessor: Preprocessor::of(&self.model),
             max_text_tokens: self.model.max_text_tokens,
+            limits: self.limits,
         };
         let (start, mut recall) = (Instant::now(), String::new());
         let names: Vec<String> = config.pairs.iter().map(|pair| pair.name()).collect();
@@ -229,7 +288,7 @@ impl<'a> Run<'a> {
                 progress.add(1);
                 progress.note(format!("loss {:.4}{recall}", report.loss));
                 let is_last = report.step == self.steps;
-                if let Some(path) = &config.validation_file
+                if let (Some(path), Some(file)) = (&config.validation_file, &self.validation)
                     && (is_last || report.step % validate_every == 0)
                 {
                     let weights = trainer.weights();
@@ -242,7 +301,7 @@ impl<'a> Run<'a> {
                         },
                     };
                     let model = Model::from_parts(self.model.clone(), &self.vocab, sources, &[device])?;
-                    let metric = validate(&model, path, report.step)?;
+                    let metric = validate(&model, file, path, report.step, self.limits)?;
                     if let Metric::Validation { mean, .. } = metric {
                         recall = format!(", recall {mean:.2} %");
                         if !self.global.quiet {
@@ -276,14 +335,12 @@ impl<'a> Run<'a> {
             },
             true,
         )?;
-        println!("{}: fingerprint {}", folder.display(), model.fingerprint);
-        Ok(())
+        outln!("{}: fingerprint {}", folder.display(), model.fingerprint)
     }
 }
 
 /// The vocabulary and the sizes of the model to train.
 fn start(config: &TrainConfig) -> Result<(Vec<u8>, ModelConfig)> {
-    let read = |path: &Path| model::read(path, model::LARGEST_VOCAB);
     if let Some(folder) = &config.init_from {
         let model = ModelConfig {
             name: config.name.clone(),
@@ -292,7 +349,8 @@ fn start(config: &TrainConfig) -> Result<(Vec<u8>, ModelConfig)> {
             sources: Vec::new(),
             ..model::read_config(folder)?
         };
-        return Ok((read(&folder.join(VOCAB))?, model));
+        let vocab = input::read_regular(&folder.join(VOCAB), model::LARGEST_VOCAB)?;
+        return Ok((vocab, model));
     }
     let fresh = config.model.as_ref().context("neither init_from nor model")?;
     let model = ModelConfig {
@@ -309,7 +367,7 @@ fn start(config: &TrainConfig) -> Result<(Vec<u8>, ModelConfig)> {
         sources: Vec::new(),
     };
     model.validate()?;
-    Ok((read(&fresh.vocab_file)?, model))
+    Ok((model::read(&fresh.vocab_file, model::LARGEST_VOCAB)?, model))
 }
 
 fn train_metric(report: &StepReport, names: &[String], pairs_per_second: f64) -> Metric {
@@ -325,9 +383,10 @@ fn train_metric(report: &StepReport, names: &[String], pairs_per_second: f64) ->
 }
 
 /// Recall of the weights as they are now, by the towers that inference uses.
-fn validate(model: &Model, path: &Path, step: u64) -> Result<Metric> {
+fn validate(model: &Model, mut file: &File, path: &Path, step: u64, limits: Limits) -> Result<Metric> {
     let name = path.display().to_string();
-    let file = BufReader::with_capacity(1 << 18, File::open(path).with_context(|| name.clone())?);
+    file.rewind().with_context(|| name.clone())?;
+    let file = BufReader::with_capacity(1 << 18, file);
     let options = Options {
         batch_size: 64,
         on_error: OnError::Stop,
@@ -335,6 +394,7 @@ fn validate(model: &Model, path: &Path, step: u64) -> Result<Metric> {
         images_only: false,
         // Once more and again in a run.
         warm_up: false,
+        limits,
     };
     let reader = PairReader::new(file);
     let all = pipeline::embed_all(model, reader, &name, &options, &Times::default(), |_| ())?;
@@ -459,6 +519,9 @@ impl Metrics {
             bail!("no step was taken");
         }
         let svg = plot::curves(title, &loss, &recall)?;
-        fs::write(path, svg).with_context(|| path.display().to_string())
+        let mut file = AtomicFile::create(path)?;
+        file.write_all(svg.as_bytes())
+            .with_context(|| path.display().to_string())?;
+        file.commit()
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ernie_vil::image::Augmentation;
+use ernie_vil::text_file::text;
 use ernie_vil::train::{Compute, Dropout, OptimizerSettings, Pair, Schedule, Settings, View, check_pairs};
 use ernie_vil::{ErnieConfig, ImageConfig};
 use serde::{Deserialize, Serialize};
@@ -112,9 +113,9 @@ impl TrainConfig {
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let bytes = model::read(path, model::LARGEST_CONFIG)?;
-        let yaml = String::from_utf8(bytes).with_context(|| name.clone())?;
+        let yaml = text(&bytes).with_context(|| name.clone())?;
         let config: Self =
-            serde_saphyr::from_str(&yaml).map_err(|error| anyhow!("{name}: {}", error.without_snippet()))?;
+            serde_saphyr::from_str(yaml).map_err(|error| anyhow!("{name}: {}", error.without_snippet()))?;
         config.check().with_context(|| name)?;
         Ok(config)
     }

@@ -1,18 +1,17 @@
 //! Batches of a file of pairs, shuffled, augmented and tokenized ahead of their use.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use anyhow::{Context, Result, ensure};
-use ernie_vil::image::{Augmentation, Limits, Preprocessor, decode, decode_base64};
+use ernie_vil::image::{Augmentation, Limits, Pixels, Preprocessor, decode_base64_of_row, explain_base64};
 use ernie_vil::pairs::PairReader;
 use ernie_vil::text::Tokenizer;
 use ernie_vil::train::{Batch, View, epoch_order, seed_of};
-use memmap2::Mmap;
 use rayon::prelude::*;
 
-use crate::model;
+use crate::images;
+use crate::input::{self, FileBytes};
 use crate::train_config::TrainConfig;
 
 /// Batches that lie ready at most.
@@ -21,7 +20,7 @@ const AHEAD: usize = 2;
 /// A file of pairs, of which only the places of its rows are kept in memory.
 pub struct TrainData {
     name: String,
-    file: Mmap,
+    file: FileBytes,
     /// Where each row starts, and the file's length.
     starts: Vec<u64>,
 }
@@ -29,16 +28,10 @@ pub struct TrainData {
 impl TrainData {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        ensure!(
-            File::open(path)
-                .and_then(|f| f.metadata())
-                .with_context(|| name.clone())?
-                .len()
-                > 0,
-            "{name} is empty, expected pairs"
-        );
-        let file = model::map(path)?;
-        let mut reader = PairReader::new(&file[..]);
+        // Rows are read in another order in every epoch.
+        let file = input::map_spooled(path)?;
+        ensure!(!file.is_empty(), "{name} is empty, expected pairs");
+        let mut reader = PairReader::new(&file[..]).with_file_checks();
         let mut starts = vec![0];
         while reader.skip_rows(1).with_context(|| name.clone())? == 1 {
             starts.push(reader.position().offset);
@@ -50,8 +43,8 @@ impl TrainData {
         self.starts.len() - 1
     }
 
-    /// Row `i`: its caption, its tags where it has some, and the image's bytes.
-    fn row(&self, i: usize) -> Result<(String, Option<String>, Vec<u8>)> {
+    /// Row `i`: its caption, its tags where it has some, and its image.
+    fn row(&self, i: usize, limits: &Limits) -> Result<(String, Option<String>, Pixels)> {
         let line = &self.file[self.starts[i] as usize..self.starts[i + 1] as usize];
         let place = || format!("{}, line {}", self.name, i + 1);
         let pair = PairReader::new(line)
@@ -59,7 +52,10 @@ impl TrainData {
             .context("the row is gone")
             .and_then(|pair| Ok(pair?))
             .with_context(place)?;
-        let image = decode_base64(&pair.image).with_context(place)?;
+        let image = decode_base64_of_row(&pair.image)
+            .and_then(|bytes| images::decode(&bytes, limits))
+            .map_err(|error| explain_base64(&pair.image, error))
+            .with_context(place)?;
         Ok((pair.caption, pair.tags, image))
     }
 }
@@ -71,6 +67,8 @@ pub struct Batches<'a> {
     pub config: &'a TrainConfig,
     pub preprocessor: Preprocessor,
     pub max_text_tokens: usize,
+    /// What an image may cost.
+    pub limits: Limits,
 }
 
 impl Batches<'_> {
@@ -147,9 +145,8 @@ impl Batches<'_> {
         second: Option<&mut [f32]>,
         wants_tags: bool,
     ) -> Result<(Vec<u32>, Vec<u32>)> {
-        let (caption, tags, image) = self.data.row(row)?;
+        let (caption, tags, pixels) = self.data.row(row, &self.limits)?;
         let place = || format!("{}, line {}", self.data.name, row + 1);
-        let pixels = decode(&image, &Limits::default()).with_context(place)?;
         let augmentation: &Augmentation = &self.config.augmentation;
         for (view, out) in [Some(first), second].into_iter().enumerate() {
             let Some(out) = out else { continue };

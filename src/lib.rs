@@ -20,7 +20,9 @@ pub mod kernels;
 pub mod pairs;
 mod random;
 pub mod recall;
+mod recognise;
 pub mod text;
+pub mod text_file;
 pub mod towers;
 #[cfg(feature = "train")]
 pub mod train;

@@ -323,6 +323,7 @@ fn a_folder_says_how_its_images_are_preprocessed_and_how_its_scores_are_scaled()
         let input = golden("coco_cn_style.tsv");
         stdout(&run(&[
             "embed",
+            "--overwrite",
             "-m",
             text(model),
             "-i",
@@ -634,8 +635,15 @@ fn a_bad_row_stops_the_run_and_is_named_or_is_skipped_and_listed() {
     );
     assert!(!output.exists());
 
+    // What was kept for --resume is not dropped unasked.
     let skipping = [&args[..], &["--on-error", "skip"]].concat();
-    stdout(&run(&skipping));
+    let error = failure(&run(&skipping));
+    assert!(
+        error.contains("v.safetensors.rows has 24 rows of a run that broke off"),
+        "{error}"
+    );
+    let replacing = [&args[..], &["--overwrite"]].concat();
+    stdout(&run(&[&skipping[..], &["--overwrite"]].concat()));
     let bytes = fs::read(&output).unwrap();
     let kept = read_safetensors(&bytes).unwrap();
     assert_eq!(kept.ids.unwrap().len(), 39);
@@ -643,7 +651,12 @@ fn a_bad_row_stops_the_run_and_is_named_or_is_skipped_and_listed() {
     assert!(list.starts_with("25\t") && list.lines().count() == 1, "{list}");
 
     // Stopped again, mended, resumed: nothing is lost and nothing is there twice.
-    failure(&run(&args));
+    let error = failure(&run(&args));
+    assert!(
+        error.contains("v.safetensors is there already; --overwrite replaces it"),
+        "{error}"
+    );
+    failure(&run(&replacing));
     lines[24] = good;
     fs::write(&input, lines.join("\n")).unwrap();
     let resuming = [&args[..], &["--resume"]].concat();
@@ -652,14 +665,14 @@ fn a_bad_row_stops_the_run_and_is_named_or_is_skipped_and_listed() {
     let remarks = String::from_utf8_lossy(&output_of_run.stderr).into_owned();
     assert!(remarks.contains("resuming after 24 rows"), "{remarks}");
     let resumed = fs::read(&output).unwrap();
-    stdout(&run(&args));
+    stdout(&run(&replacing));
     assert_eq!(resumed, fs::read(&output).unwrap());
 
     // What belongs to another run is not taken over.
     lines[24] = "猫\t1\tAAAA".into();
     lines.truncate(25);
     fs::write(&input, lines.join("\n")).unwrap();
-    failure(&run(&args));
+    failure(&run(&replacing));
     fs::write(&input, &tsv).unwrap();
     let error = failure(&run(&resuming));
     assert!(error.contains("belongs to another run"), "{error}");
@@ -831,6 +844,8 @@ fn download_fetches_converts_and_records() {
         text(&golden("models/tiny_vision_config.json")),
         "--release",
         "first",
+        "--sums",
+        text(&folder.path().join("sums.json")),
     ]);
     let printed = stdout(&output);
     assert!(printed.contains("fingerprint "), "{printed}");

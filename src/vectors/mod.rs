@@ -15,7 +15,7 @@ pub use float_text::write_f32;
 pub use npy::{NpyWriter, read_npy};
 pub use out::{OutWriter, read_out};
 pub use safetensors::{EmbeddingFile, SafetensorsWriter, read_safetensors};
-pub(crate) use safetensors::{Matrix, Tensors, header, push_id};
+pub(crate) use safetensors::{Matrix, Tensors, header};
 
 use crate::{Error, Result};
 

@@ -255,7 +255,7 @@ fn read(bytes: &[u8]) -> Result<EmbeddingFile, String> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     pub(crate) name: &'a str,
-    /// `"F32"`, or `"I8"`.
+    /// `"F32"`, `"I8"` or `"U8"`.
     pub(crate) dtype: &'a str,
     /// Rows and dimensions.
     pub(crate) shape: [usize; 2],
@@ -286,7 +286,7 @@ pub(crate) fn header(
     let mut at = 0;
     for matrix in matrices {
         let [rows, dimensions] = matrix.shape;
-        let size = if matrix.dtype == "I8" { 1 } else { 4 };
+        let size = if matrix.dtype == "F32" { 4 } else { 1 };
         let end = at + rows * dimensions * size;
         let entry = Entry::Tensor {
             data_offsets: [at, end],
@@ -323,7 +323,7 @@ fn pad_header(header: &mut Vec<u8>, length: usize) {
 }
 
 /// Adds an id to a JSON list that starts with `[`.
-pub(crate) fn push_id(list: &mut Vec<u8>, id: &str) {
+fn push_id(list: &mut Vec<u8>, id: &str) {
     if list.len() > 1 {
         list.push(b',');
     }
