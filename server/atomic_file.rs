@@ -71,8 +71,8 @@ impl AtomicFile {
         Ok(())
     }
 
-    /// Makes the unfinished file `length` bytes long, all of which the disk has room for then: writing over them
-    /// does not fail for want of it.
+    /// Makes the unfinished file `length` bytes long, all of which the disk has room for then: writing over
+    /// them does not fail for want of it.
     pub fn allocate(&self, length: u64) -> Result<()> {
         let before = self.len()?;
         if length <= before {
@@ -97,8 +97,8 @@ impl AtomicFile {
         sync_folder_of(&target)
     }
 
-    /// As [`commit`](Self::commit), but the name is not on the disk before [`sync_folder_of`] has brought it there.
-    /// Returns the file, which stays locked as long as it is open.
+    /// As [`commit`](Self::commit), but the name is not on the disk before [`sync_folder_of`] has brought it
+    /// there. Returns the file, which stays locked as long as it is open.
     pub fn rename(mut self) -> Result<File> {
         let renaming = || format!("renaming {} to {}", self.part.display(), self.target.display());
         self.file
@@ -142,8 +142,8 @@ impl Seek for AtomicFile {
     }
 }
 
-/// Makes a folder that appears under its name only when `fill` has completed it and all of it is on the disk, in the
-/// place of what had the name. Where `fill` fails nothing is left of it, and what had the name stays.
+/// Makes a folder that appears under its name only when `fill` has completed it and all of it is on the disk,
+/// in the place of what had the name. Where `fill` fails nothing is left of it, and what had the name stays.
 pub fn write_folder<T>(target: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let (part, old) = (beside(target, ".part"), beside(target, OLD));
     let remove = |folder: &Path| match folder.exists() {
@@ -200,8 +200,8 @@ pub fn create_folders(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Brings the names of the folder that a file or folder lies in to the disk: a file that was created, renamed or
-/// removed is so for good only then.
+/// Brings the names of the folder that a file or folder lies in to the disk: a file that was created, renamed
+/// or removed is so for good only then.
 pub fn sync_folder_of(path: &Path) -> Result<()> {
     match path.parent() {
         Some(folder) if folder.as_os_str().is_empty() => sync_folder(Path::new(".")),
@@ -238,7 +238,8 @@ fn sync_all_in(folder: &Path) -> Result<()> {
         if kind.is_dir() {
             sync_all_in(&path)?;
         } else if kind.is_file() && cfg!(unix) {
-            // Elsewhere a file has to be open for writing; those who write large ones synchronise them themselves.
+            // Elsewhere a file has to be open for writing; those who write large ones synchronise them
+            // themselves.
             let synced = File::open(&path).and_then(|file| file.sync_all());
             synced.with_context(|| format!("writing {} to the disk", path.display()))?;
         }

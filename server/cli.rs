@@ -309,8 +309,9 @@ fn bytes(text: &str) -> Result<u64, String> {
 /// What images may cost.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct ImageArgs {
-    /// Memory for an image while it is decoded, at most: 512MB (2^20 bytes each), bytes. JPEG and PNG need next to none, unless
-    /// they are progressive or interlaced; of those and of other formats the pixels are held
+    /// Memory for an image while it is decoded, at most: 512MB (2^20 bytes each), bytes. JPEG and PNG need
+    /// next to none, unless they are progressive or interlaced; of those and of other formats the pixels are
+    /// held
     #[arg(long, env = "ERNIE_VIL_MAX_IMAGE_MEMORY", default_value = "512MB", value_name = "SIZE", value_parser = size)]
     pub max_image_memory: u64,
 }
@@ -388,8 +389,8 @@ pub struct Download {
     pub release: Release,
     #[command(flatten)]
     pub target: Target,
-    /// The address under which the weights lie. From an address that begins with http:// anybody on the way can send
-    /// other weights: give --sha256 then
+    /// The address under which the weights lie. From an address that begins with http:// anybody on the way
+    /// can send other weights: give --sha256 then
     #[arg(
         long,
         env = "ERNIE_VIL_BASE_URL",
@@ -411,11 +412,12 @@ pub struct Download {
     /// The SHA-256 that the vocabulary must have; that of the published one is known
     #[arg(long, env = "ERNIE_VIL_VOCAB_SHA256", value_name = "HEX")]
     pub vocab_sha256: Option<String>,
-    /// Where the sums of downloaded files are kept, which later downloads of the same address are compared with; by
-    /// default ernie-vil/sums.json in the folder for caches
+    /// Where the sums of downloaded files are kept, which later downloads of the same address are compared
+    /// with; by default ernie-vil/sums.json in the folder for caches
     #[arg(long, env = "ERNIE_VIL_SUMS", value_name = "FILE")]
     pub sums: Option<PathBuf>,
-    /// Take files that are others than those which the same address gave before, and remember their sums instead
+    /// Take files that are others than those which the same address gave before, and remember their sums
+    /// instead
     #[arg(long, env = "ERNIE_VIL_ACCEPT_CHANGED", value_parser = clap::builder::FalseyValueParser::new())]
     pub accept_changed: bool,
     /// The text tower's sizes, where they are not those of ERNIE 3.0 Base
@@ -683,7 +685,8 @@ pub struct Classify {
 pub struct Search {
     #[command(flatten)]
     pub model: ModelArg,
-    /// The folder with the pictures, which are told by their content; its sub-folders are looked into as well
+    /// The folder with the pictures, which are recognised by their content; its sub-folders are looked into
+    /// as well
     #[arg(long, env = "ERNIE_VIL_IMAGES", value_name = "FOLDER")]
     pub images: PathBuf,
     /// Take pictures in hidden files and folders, trash and thumbnails as well
@@ -714,15 +717,16 @@ pub struct Search {
         value_parser = at_least_one
     )]
     pub top: usize,
-    /// Keep the pictures' vectors in this file, and embed only new and changed pictures next time. What else is in it stays,
-    /// and is searched too; while a server or another search writes to it, it is only read
+    /// Keep the pictures' vectors in this file, and embed only new and changed pictures next time. What else
+    /// is in it stays, and is searched too; while a server or another search writes to it, it is only read
     #[arg(long, env = "ERNIE_VIL_INDEX", value_name = "FILE")]
     pub index: Option<PathBuf>,
-    /// Remove all pictures from the index that are not in the folder, also where most are gone or the index was made for
-    /// another folder
+    /// Remove all pictures from the index that are not in the folder, also where most are gone or the index
+    /// was made for another folder
     #[arg(long, env = "ERNIE_VIL_PRUNE", value_parser = clap::builder::FalseyValueParser::new())]
     pub prune: bool,
-    /// Go on with an index whose log FILE.log is damaged: what is sound is kept, and a copy of the log as FILE.log.damaged
+    /// Go on with an index whose log FILE.log is damaged: what is sound is kept, and a copy of the log as
+    /// FILE.log.damaged
     #[arg(long, env = "ERNIE_VIL_SALVAGE_INDEX", value_parser = clap::builder::FalseyValueParser::new())]
     pub salvage_index: bool,
     /// Print JSON, one object a query
@@ -792,7 +796,8 @@ pub struct Serve {
     /// How a new index keeps its vectors [default: f32]
     #[arg(long, env = "ERNIE_VIL_INDEX_TYPE", value_enum)]
     pub index_type: Option<IndexType>,
-    /// Go on with an index whose log FILE.log is damaged: what is sound is kept, and a copy of the log as FILE.log.damaged
+    /// Go on with an index whose log FILE.log is damaged: what is sound is kept, and a copy of the log as
+    /// FILE.log.damaged
     #[arg(long, env = "ERNIE_VIL_SALVAGE_INDEX", value_parser = clap::builder::FalseyValueParser::new())]
     pub salvage_index: bool,
     /// Embeddings in the index at most
@@ -839,25 +844,28 @@ pub struct Serve {
     /// Pixels of an image at most
     #[arg(long, env = "ERNIE_VIL_MAX_PIXELS", default_value_t = 1 << 28, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub max_pixels: u64,
-    /// Memory for an image while it is decoded, at most: 320MB (2^20 bytes each), bytes. JPEG and PNG need next to none, unless
-    /// they are progressive or interlaced; of those and of other formats the pixels are held. One image more than there are
-    /// cores is decoded at a time
+    /// Memory for an image while it is decoded, at most: 320MB (2^20 bytes each), bytes. JPEG and PNG need
+    /// next to none, unless they are progressive or interlaced; of those and of other formats the pixels are
+    /// held. One image more than there are cores is decoded at a time
     #[arg(long, env = "ERNIE_VIL_MAX_IMAGE_MEMORY", default_value = "320MB", value_name = "SIZE", value_parser = size)]
     pub max_image_memory: u64,
     /// For a request's result, in seconds; then the answer is 504
     #[arg(long, env = "ERNIE_VIL_TIMEOUT", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub timeout: u32,
-    /// For a request to arrive, and for a client that takes nothing of its answer, in seconds; a late body is answered with 408
+    /// For a request to arrive, and for a client that takes nothing of its answer, in seconds; a late body is
+    /// answered with 408
     #[arg(long, env = "ERNIE_VIL_READ_TIMEOUT", default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub read_timeout: u32,
-    /// For a client to take an answer, in seconds, after which the connection is closed. Files may take longer
+    /// For a client to take an answer, in seconds, after which the connection is closed. Files may take
+    /// longer
     #[arg(long, env = "ERNIE_VIL_ANSWER_TIMEOUT", default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub answer_timeout: u32,
     /// Bytes of an answer or a file that a client has to take a second, on average and after --read-timeout
     #[arg(long, env = "ERNIE_VIL_MIN_RATE", default_value = "16KB", value_name = "SIZE", value_parser = text_size)]
     pub min_rate: u64,
-    /// Requests that are worked on at a time, each on a connection of its own; more wait for their turn. Connections without a
-    /// request are closed for new ones where there are too many. Fewer where the process may not open so many files
+    /// Requests that are worked on at a time, each on a connection of its own; more wait for their turn.
+    /// Connections without a request are closed for new ones where there are too many. Fewer where the
+    /// process may not open so many files
     #[arg(long, env = "ERNIE_VIL_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
     /// For requests to end when the server is to stop, in seconds
@@ -873,11 +881,13 @@ pub struct Serve {
         hide_env_values = true
     )]
     pub api_key: Vec<String>,
-    /// Listen on an address that others reach without asking for a key: all of them can use the server and change its index
+    /// Listen on an address that others reach without asking for a key: all of them can use the server and
+    /// change its index
     #[arg(long, env = "ERNIE_VIL_NO_API_KEY", value_parser = clap::builder::FalseyValueParser::new())]
     pub no_api_key: bool,
-    /// Names under which the server answers, beside localhost and its like: example.org, *.example.org, or * for any. On a
-    /// loopback address it answers under no others, elsewhere under all unless names are given, and always to addresses; may be given several times
+    /// Names under which the server answers, beside localhost and its like: example.org, *.example.org, or *
+    /// for any. On a loopback address it answers under no others, elsewhere under all unless names are given,
+    /// and always to addresses; may be given several times
     #[arg(
         long,
         env = "ERNIE_VIL_ALLOWED_HOSTS",

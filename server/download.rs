@@ -3,8 +3,8 @@
 //! The file grows as `<target>.part`. Where the server names the version it sends (a strong ETag or
 //! a Last-Modified), `<target>.part.json` remembers that, and the next attempt, in this run or a
 //! later one, asks for the rest of that version alone. A server that has another version by then,
-//! or that cannot send a part, sends the whole, and the download starts over by itself. So it does where a server sends a
-//! part all the same that is not of this version, or does not say of which it is.
+//! or that cannot send a part, sends the whole, and the download starts over by itself. So it does where a
+//! server sends a part all the same that is not of this version, or does not say of which it is.
 
 use std::fs;
 use std::io::Read;
@@ -349,10 +349,11 @@ impl Source {
         }
     }
 
-    /// The length of the whole file of which a part has come, where it is the part of this version from `first` on.
+    /// The length of the whole file of which a part has come, where it is the part of this version from
+    /// `first` on.
     ///
-    /// Not every server knows If-Range, and one that does not sends a part of whatever it has. So the part itself has to
-    /// say of which version it is.
+    /// Not every server knows If-Range, and one that does not sends a part of whatever it has. So the part
+    /// itself has to say of which version it is.
     fn continued(&self, first: u64, response: &Response<Body>) -> Result<Option<u64>, &'static str> {
         let headers = response.headers();
         let Some(range) = content_range(headers).filter(|range| range.first == first) else {
@@ -995,8 +996,8 @@ mod tests {
         assert_eq!((heads.len(), range(&heads[1])), (2, Some(2_000_000)));
     }
 
-    /// A server that ignores If-Range, and whose file is another one by the time of the second request: what the part
-    /// says of itself is all that shows it.
+    /// A server that ignores If-Range, and whose file is another one by the time of the second request: what
+    /// the part says of itself is all that shows it.
     #[test]
     fn two_versions_never_make_a_file() {
         let date = |day: usize| format!("Last-Modified: Sun, 0{day} Nov 1994 08:49:37 GMT\r\n");

@@ -94,7 +94,8 @@ fn outputs(output: &Path, args: &cli::Embed) -> Vec<PathBuf> {
     outputs
 }
 
-/// Checks, before anything is read, that what the run writes is none of the inputs and replaces nothing unasked.
+/// Checks, before anything is read, that what the run writes is none of the inputs and replaces nothing
+/// unasked.
 fn check_output(mut files: Files, output: &Path, args: &cli::Embed) -> Result<()> {
     let outputs = outputs(output, args);
     for path in outputs.iter().chain(&Spool::files(output)) {
@@ -212,7 +213,8 @@ fn embed(
     let progress = Progress::new("embedding", Unit::Items("pairs"), quiet);
     let buffered = |file: File| BufReader::with_capacity(1 << 18, file);
     let reader = if is_stream {
-        // Rows that are done are read past. That they end at the same byte as before tells this stream from another.
+        // Rows that are done are read past. That they end at the same byte as before tells this stream from
+        // another.
         let mut reader = PairReader::new(buffered(file));
         reader.skip_rows(position.rows).with_context(in_input)?;
         ensure!(

@@ -15,8 +15,8 @@ use crate::print::note;
 use crate::progress::{Progress, Unit};
 use crate::sums::{self, Seen, Sums};
 
-/// The vocabulary that ERNIE-ViL 2.0 was published with: the end of its address, and the SHA-256 of the file in Baidu's
-/// repository.
+/// The vocabulary that ERNIE-ViL 2.0 was published with: the end of its address, and the SHA-256 of the file
+/// in Baidu's repository.
 const VOCAB: (&str, &str) = (
     "//raw.githubusercontent.com/PaddlePaddle/ERNIE/ernie-kit-open-v1.0/Research/ERNIE-ViL2/packages/ernie_base_3.0/vocab.txt",
     "e46b9391f7d6b20023be4ab9e286f3b984d1aad958d545fac27bd816734eb967",

@@ -1,7 +1,7 @@
 //! Which files a command reads and which it writes, compared before it touches any of them.
 //!
-//! Two rules hold for every command. A file that is read is never written, by whatever name it goes. And an output that
-//! is there already is replaced only where `--overwrite` says so.
+//! Two rules hold for every command. A file that is read is never written, by whatever name it goes. And an
+//! output that is there already is replaced only where `--overwrite` says so.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -153,7 +153,8 @@ impl Files {
         self.check_pictures()
     }
 
-    /// Checks that no output is a picture of the folder, nor a link to one. The index itself may lie in the folder.
+    /// Checks that no output is a picture of the folder, nor a link to one. The index itself may lie in the
+    /// folder.
     fn check_pictures(&self) -> Result<()> {
         let outputs: HashMap<Identity, &Path> = self
             .outputs
@@ -288,8 +289,8 @@ pub fn of(command: &Command) -> Files {
     files
 }
 
-/// Checks that outputs can take their names: what is there already is replaced with `--overwrite` alone, and then only if
-/// it is a plain file.
+/// Checks that outputs can take their names: what is there already is replaced with `--overwrite` alone, and
+/// then only if it is a plain file.
 pub fn check_free(outputs: &[PathBuf], overwrite: bool) -> Result<()> {
     for path in outputs {
         let Some(metadata) = metadata(path)? else { continue };
@@ -317,8 +318,8 @@ fn metadata(path: &Path) -> Result<Option<Metadata>> {
     }
 }
 
-/// Checks that a model folder can take this name: what is there already is replaced with `--overwrite` alone, and then
-/// only if nothing else than a model would be lost.
+/// Checks that a model folder can take this name: what is there already is replaced with `--overwrite` alone,
+/// and then only if nothing else than a model would be lost.
 pub fn check_folder(folder: &Path, overwrite: bool) -> Result<()> {
     let (part, old) = (beside(folder, ".part"), beside(folder, ".old"));
     let found = metadata(folder)?;
@@ -331,8 +332,8 @@ pub fn check_folder(folder: &Path, overwrite: bool) -> Result<()> {
         );
         check_model(folder)?;
     }
-    // These names are needed while one folder takes the other's place. What a run that was cut off left is removed, or
-    // gets its name back; nothing else is.
+    // These names are needed while one folder takes the other's place. What a run that was cut off left is
+    // removed, or gets its name back; nothing else is.
     if metadata(&part)?.is_some() {
         check_model(&part)?;
     }

@@ -1,7 +1,7 @@
 //! An index on the disk: a file, and a log of what changed since.
 //!
-//! This is the one place where an index is opened, for the server and for `search`. For an index `FILE` there are, beside
-//! it and under its name with all links resolved:
+//! This is the one place where an index is opened, for the server and for `search`. For an index `FILE` there
+//! are, beside it and under its name with all links resolved:
 //!
 //! | name | what |
 //! | --- | --- |
@@ -10,9 +10,9 @@
 //! | `FILE.lock` | locked by the process that writes, and removed when it has ended well |
 //! | `FILE.part` | the next `FILE`: what is written of it, and the room on the disk that it will need |
 //!
-//! One process at a time writes. It locks `FILE.lock`, and on Unix the log and the file as well, so that removing one of
-//! them does not let another process in. Whoever only reads takes no lock: the log is read after the file, and both once
-//! more where the file was replaced meanwhile.
+//! One process at a time writes. It locks `FILE.lock`, and on Unix the log and the file as well, so that
+//! removing one of them does not let another process in. Whoever only reads takes no lock: the log is read
+//! after the file, and both once more where the file was replaced meanwhile.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
@@ -28,7 +28,8 @@ use crate::model;
 
 /// A log is not folded into the file before it has this many bytes.
 const LEAST_LOG: u64 = 4 << 20;
-/// Room on the disk that is kept beyond what the next file needs: for the log of removals, when nothing else is left.
+/// Room on the disk that is kept beyond what the next file needs: for the log of removals, when nothing else
+/// is left.
 const SPARE: u64 = 64 << 10;
 /// The room that is kept grows by this many bytes at a time, at most.
 const STEP: u64 = 64 << 20;
@@ -38,7 +39,8 @@ const READS: u32 = 20;
 /// The source of embeddings that a server's clients have added.
 #[cfg(feature = "serve")]
 pub const SERVER: &str = "serve";
-/// What the source of embeddings begins with that `search` has made of the pictures in a folder, before its path.
+/// What the source of embeddings begins with that `search` has made of the pictures in a folder, before its
+/// path.
 pub const FOLDER: &str = "folder ";
 
 /// What an index has to be.
@@ -84,8 +86,8 @@ pub struct Opened {
 impl IndexFile {
     /// Opens an index, or begins an empty one; none where another process has it open for writing.
     ///
-    /// Where `keeps_room` is set, the disk always has the room that folding the log needs, and no change is taken that
-    /// would need more than there is.
+    /// Where `keeps_room` is set, the disk always has the room that folding the log needs, and no change is
+    /// taken that would need more than there is.
     pub fn open(path: &Path, kind: &Kind<'_>, keeps_room: bool) -> Result<Option<Opened>> {
         if let Some(folder) = path.parent() {
             create_folders(folder)?;
@@ -213,8 +215,8 @@ impl IndexFile {
         self.log_bytes > self.fold_at
     }
 
-    /// Appends records to the log and returns when they are on the disk. `index` is what the file and the log hold now;
-    /// it may have what the records say already.
+    /// Appends records to the log and returns when they are on the disk. `index` is what the file and the log
+    /// hold now; it may have what the records say already.
     #[cfg(feature = "serve")]
     pub fn append(&mut self, records: &[u8], index: &EmbeddingIndex) -> Result<()> {
         if records.is_empty() {
@@ -225,8 +227,8 @@ impl IndexFile {
         self.write_synced(records)
     }
 
-    /// As `append`, but the records are safe only when [`sync`](Self::sync) has returned, or when this process ends and
-    /// the system goes on.
+    /// As `append`, but the records are safe only when [`sync`](Self::sync) has returned, or when this
+    /// process ends and the system goes on.
     pub fn append_unsynced(&mut self, records: &[u8], index: &EmbeddingIndex) -> Result<()> {
         if records.is_empty() {
             return Ok(());
@@ -242,8 +244,8 @@ impl IndexFile {
         self.log_bytes > 0 && self.fold(index).is_ok()
     }
 
-    /// As `append`, for records that only remove what `is_removed`: it also uses the room that is kept for that, and
-    /// where the log takes no more the index is saved anew without them.
+    /// As `append`, for records that only remove what `is_removed`: it also uses the room that is kept for
+    /// that, and where the log takes no more the index is saved anew without them.
     pub fn append_removals(
         &mut self,
         records: &[u8],
@@ -311,7 +313,8 @@ impl IndexFile {
         self.log_bytes = length;
     }
 
-    /// Sees to it that the disk has room for the file that folding the log makes, with `more` bytes in the log.
+    /// Sees to it that the disk has room for the file that folding the log makes, with `more` bytes in the
+    /// log.
     fn keep_room(&mut self, more: u64) -> Result<()> {
         if !self.keeps_room {
             return Ok(());
@@ -402,8 +405,8 @@ impl IndexFile {
 
     /// Sees to it that the lock, the log and the file are still those that were opened.
     ///
-    /// What was removed is written again from `index`, so that nothing is lost that was acknowledged. What was replaced
-    /// is left alone: it is not this process's.
+    /// What was removed is written again from `index`, so that nothing is lost that was acknowledged. What
+    /// was replaced is left alone: it is not this process's.
     fn check_names(&mut self, index: &EmbeddingIndex) -> Result<()> {
         let taken = || {
             format!(
@@ -445,8 +448,8 @@ impl IndexFile {
         self.save(index, |_| true)
     }
 
-    /// Ends the use of an index by a program that comes back to it later: with an empty log nothing is left but the
-    /// file.
+    /// Ends the use of an index by a program that comes back to it later: with an empty log nothing is left
+    /// but the file.
     pub fn tidy(self) {
         if self.log_bytes == 0 {
             // What stays is empty, and taken by the next run.
@@ -459,7 +462,8 @@ impl IndexFile {
     }
 }
 
-/// Reads an index without locking it, also while another process writes it. What that one is just appending is missing.
+/// Reads an index without locking it, also while another process writes it. What that one is just appending
+/// is missing.
 pub fn read(path: &Path, kind: &Kind<'_>) -> Result<EmbeddingIndex> {
     let path = real_path(path)?;
     let log_path = beside(&path, ".log");
@@ -468,7 +472,8 @@ pub fn read(path: &Path, kind: &Kind<'_>) -> Result<EmbeddingIndex> {
         tries += 1;
         let before = identity(&path)?;
         let read = (|| {
-            // The log after the file: what was folded between the two is in neither, and then the file is another one.
+            // The log after the file: what was folded between the two is in neither, and then the file is
+            // another one.
             let mut index = load(&path, &[], kind)?;
             let records = read_log(&log_path)?;
             if before.is_none() {
@@ -528,8 +533,8 @@ fn load(path: &Path, log: &[u8], kind: &Kind<'_>) -> Result<EmbeddingIndex> {
     Ok(index)
 }
 
-/// What a log that cannot be replayed still holds, and what is damaged in it; none where it is not damaged but
-/// another one.
+/// What a log that cannot be replayed still holds, and what is damaged in it; none where it is not damaged
+/// but another one.
 fn salvage(
     path: &Path,
     log: &[u8],
@@ -566,7 +571,8 @@ fn keep_copy(log: &Path) -> Result<PathBuf> {
     bail!("{} has 999 damaged copies beside it already", log.display())
 }
 
-/// The path without links, so that an index has one log and one lock whatever it is called. The file need not be there.
+/// The path without links, so that an index has one log and one lock whatever it is called. The file need not
+/// be there.
 pub fn real_path(path: &Path) -> Result<PathBuf> {
     let in_path = || path.display().to_string();
     let mut real = path.to_owned();
@@ -645,8 +651,8 @@ fn read_log(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What tells whether a path leads to the same file as before: the file's number, as the file keeps a number as long as
-/// it is open only, and when it was changed.
+/// What tells whether a path leads to the same file as before: the file's number, as the file keeps a number
+/// as long as it is open only, and when it was changed.
 fn identity(path: &Path) -> Result<Option<(u64, Option<SystemTime>)>> {
     match fs::metadata(path) {
         #[cfg(unix)]
@@ -672,7 +678,8 @@ impl LockFile {
         let Some(file) = open_locked(&path)? else {
             return Ok(None);
         };
-        // It is removed when it is let go, so it has to be one: of an index called `Cargo` it would be `Cargo.lock`.
+        // It is removed when it is let go, so it has to be one: of an index called `Cargo` it would be
+        // `Cargo.lock`.
         let bytes = file.metadata().with_context(|| path.display().to_string())?.len();
         ensure!(
             bytes == 0,
@@ -686,8 +693,8 @@ impl LockFile {
 
 impl Drop for LockFile {
     fn drop(&mut self) {
-        // Others find out that it is no longer there after they have locked it, and make a new one. One that stays is
-        // not locked, and does no harm.
+        // Others find out that it is no longer there after they have locked it, and make a new one. One that
+        // stays is not locked, and does no harm.
         if is_at(&self.file, &self.path).unwrap_or(false) {
             let _ = fs::remove_file(&self.path);
         }

@@ -1,7 +1,8 @@
 //! Opening what a command reads: files, and streams such as pipes, FIFOs and process substitutions.
 //!
-//! A stream can be read once, from its beginning to its end. What needs more than that copies it to a temporary file
-//! first ([`spooled`]). What belongs to a folder of ours is never a stream ([`read_regular`], [`map`]).
+//! A stream can be read once, from its beginning to its end. What needs more than that copies it to a
+//! temporary file first ([`spooled`]). What belongs to a folder of ours is never a stream ([`read_regular`],
+//! [`map`]).
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -13,8 +14,8 @@ use memmap2::Mmap;
 
 use crate::signals::Watch;
 
-/// Smaller files are read. A larger one is mapped: it takes no memory that the system could not have back, but it may
-/// not shrink meanwhile.
+/// Smaller files are read. A larger one is mapped: it takes no memory that the system could not have back,
+/// but it may not shrink meanwhile.
 const LEAST_MAPPED: u64 = 64 << 20;
 
 /// An input that is open.
@@ -95,9 +96,9 @@ impl FileBytes {
         if file.metadata().with_context(name)?.len() < LEAST_MAPPED {
             return read_open(file, path, u64::MAX).map(Self::Read);
         }
-        // SAFETY: as everywhere where files are mapped, this stands on nobody changing the file while it is in use.
-        // Values that change would give other numbers; they are never used as sizes or addresses twice. Of a file
-        // that becomes shorter, `Watch` says so and ends the process.
+        // SAFETY: as everywhere where files are mapped, this stands on nobody changing the file while it is
+        // in use. Values that change would give other numbers; they are never used as sizes or addresses
+        // twice. Of a file that becomes shorter, `Watch` says so and ends the process.
         let map = unsafe { Mmap::map(&file) }.with_context(|| format!("mapping {}", path.display()))?;
         let watch = Watch::new(&map, file, path);
         Ok(Self::Mapped(Mapping { _watch: watch, map }))
@@ -187,7 +188,8 @@ fn is_terminal_or_null(path: &Path) -> bool {
 
 fn open_file(path: &Path) -> Result<File> {
     let opened = File::open(path);
-    // The name opens a file anew. That fails for a socket and for what another user opened, although it can be read.
+    // The name opens a file anew. That fails for a socket and for what another user opened, although it can
+    // be read.
     #[cfg(unix)]
     if opened.is_err() && is_stdin(path) {
         use std::os::fd::AsFd;

@@ -1,4 +1,5 @@
-//! The pictures of a folder, as a photo program finds them: by what is in the files. What is left out is counted.
+//! The pictures of a folder, as a photo program finds them: by what is in the files. What is left out is
+//! counted.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ffi::OsStr;
@@ -21,7 +22,8 @@ const READABLE: [&str; 17] = [
     "ppm", "pnm", "apng",
 ];
 
-/// What the names of raw photographs end in. Many of them begin as a TIFF, of which only a thumbnail would be read.
+/// What the names of raw photographs end in. Many of them begin as a TIFF, of which only a thumbnail would be
+/// read.
 const RAW: [&str; 30] = [
     "3fr", "arw", "cr2", "cr3", "crw", "dcr", "dng", "erf", "fff", "gpr", "iiq", "kdc", "mef", "mos", "mrw",
     "nef", "nrw", "orf", "ori", "pef", "raf", "raw", "rw2", "rwl", "sr2", "srf", "srw", "x3f", "k25", "bay",
@@ -71,8 +73,8 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Its id in an index: name, size and time of change. A changed file is another entry, so the vector of what it was
-    /// is never found under its name.
+    /// Its id in an index: name, size and time of change. A changed file is another entry, so the vector of
+    /// what it was is never found under its name.
     pub fn id(&self) -> String {
         format!("{}\t{}\t{}", self.name, self.bytes, self.changed)
     }
@@ -211,8 +213,8 @@ fn counted(kinds: &BTreeMap<&'static str, usize>) -> String {
     kinds.join(", ")
 }
 
-/// Lists the pictures of a folder and its sub-folders. A file of which `known` knows the [id](Picture::id) is not opened:
-/// it was a picture when it was last changed.
+/// Lists the pictures of a folder and its sub-folders. A file of which `known` knows the [id](Picture::id) is
+/// not opened: it was a picture when it was last changed.
 ///
 /// # Errors
 /// Where the folder itself cannot be read. What is within it and cannot be read is counted.
@@ -233,7 +235,8 @@ pub fn list(root: &Path, options: Options, known: impl Fn(&str) -> bool + Sync) 
         mut left_out,
         ..
     } = walk;
-    // Of several names of a file the one that is no link is listed, of these one that is known, and of these the first.
+    // Of several names of a file the one that is no link is listed, of these one that is known, and of these
+    // the first.
     let mut files: Vec<_> = files
         .into_par_iter()
         .map(|file| (!known(&file.picture.id()), file))
@@ -288,16 +291,16 @@ struct Found {
     identity: Option<Identity>,
 }
 
-/// By which two names are the same file: device, inode, size and time of change. Some file systems number their files
-/// anew, so that two different ones may share the first two.
+/// By which two names are the same file: device, inode, size and time of change. Some file systems number
+/// their files anew, so that two different ones may share the first two.
 type Identity = (u64, u64, u64, u128);
 
 struct Walk<'a> {
     root: &'a Path,
     options: Options,
     files: Vec<Found>,
-    /// Folders that are still to be looked into, and behind them those to which links lead, so that a folder is found
-    /// under its own name if it has one here.
+    /// Folders that are still to be looked into, and behind them those to which links lead, so that a folder
+    /// is found under its own name if it has one here.
     folders: Vec<PathBuf>,
     links: VecDeque<PathBuf>,
     unseen: Vec<PathBuf>,
@@ -478,8 +481,8 @@ fn irregular(kind: FileType) -> &'static str {
     "special file"
 }
 
-/// In front of a name that is not UTF-8. No path within a folder begins like that, so that all other names can stay as
-/// they are.
+/// In front of a name that is not UTF-8. No path within a folder begins like that, so that all other names
+/// can stay as they are.
 const ESCAPED: &str = "//";
 
 /// A path as a text. Where it is not UTF-8 its bytes are percent-encoded behind two slashes.
@@ -550,8 +553,8 @@ pub fn printed(path: &Path) -> Vec<u8> {
     path.display().to_string().into_bytes()
 }
 
-/// A path for JSON, which has no place for bytes that are not UTF-8: `file`, and where some had to be replaced in it
-/// also `file_encoded` with all of them, percent-encoded.
+/// A path for JSON, which has no place for bytes that are not UTF-8: `file`, and where some had to be
+/// replaced in it also `file_encoded` with all of them, percent-encoded.
 pub fn json_fields(path: &Path) -> serde_json::Map<String, serde_json::Value> {
     let mut fields = serde_json::Map::new();
     fields.insert("file".into(), path.to_string_lossy().into());
@@ -564,8 +567,8 @@ pub fn json_fields(path: &Path) -> serde_json::Map<String, serde_json::Value> {
     fields
 }
 
-/// Opens a regular file and nothing else. A FIFO, which may have taken its place since it was listed, would keep the
-/// program waiting, and a device might never end.
+/// Opens a regular file and nothing else. A FIFO, which may have taken its place since it was listed, would
+/// keep the program waiting, and a device might never end.
 fn open(path: &Path) -> io::Result<Result<File, &'static str>> {
     let mut options = OpenOptions::new();
     options.read(true);

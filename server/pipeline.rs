@@ -205,7 +205,8 @@ fn read_batches<R: BufRead>(
                 match reader.next() {
                     None => break,
                     Some(Ok(pair)) => rows.push(row(pair, options, before.as_deref(), &mut images)),
-                    // A row that is not text, if the reader goes on after it. What it cannot pass is no row to skip.
+                    // A row that is not text, if the reader goes on after it. What it cannot pass is no row
+                    // to skip.
                     Some(Err(error))
                         if error.code() == "pairs"
                             && options.on_error == OnError::Skip
@@ -559,7 +560,8 @@ pub fn no_rows(name: &str, skipped: &[Skipped]) -> String {
     }
 }
 
-/// As [`run`], with all batches put together. `count` is told of so many more rows. It is an error where there is none.
+/// As [`run`], with all batches put together. `count` receives the number of rows added. It is an error where
+/// there is none.
 pub fn embed_all<R: BufRead + Send>(
     model: &Model,
     reader: PairReader<R>,

@@ -1,8 +1,8 @@
 //! What commands print: results on standard output, remarks on standard error.
 //!
-//! `println!` and `eprintln!` panic where their text cannot be written. Here a result that cannot be written is an error
-//! like any other, and a remark is dropped. Clippy refuses the standard macros in this program, so that all commands
-//! print this way.
+//! `println!` and `eprintln!` panic where their text cannot be written. Here a result that cannot be written
+//! is an error like any other, and a remark is dropped. Clippy refuses the standard macros in this program,
+//! so that all commands print this way.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -23,7 +23,8 @@ macro_rules! outln {
     };
 }
 
-/// Prints a line on standard error. Where that is closed or its disk is full, nobody can be told, so that is ignored.
+/// Prints a line on standard error. Where that is closed or its disk is full, nobody can be told, so that is
+/// ignored.
 macro_rules! note {
     ($($text:tt)*) => {
         $crate::print::remark(format_args!($($text)*))
@@ -32,8 +33,8 @@ macro_rules! note {
 
 pub(crate) use {note, out, outln};
 
-/// The reader of standard output has gone (`| head`). It has what it wants, so this ends the program without a message
-/// and with exit code 0: a pipeline under `set -o pipefail` does not fail because of it.
+/// The reader of standard output has gone (`| head`). It has what it wants, so this ends the program without
+/// a message and with exit code 0: a pipeline under `set -o pipefail` does not fail because of it.
 #[derive(Debug)]
 pub struct Closed;
 

@@ -74,8 +74,8 @@ pub fn captions(path: &Path) -> Result<Vec<Caption>> {
     captions.collect::<Result<_, _>>().with_context(name)
 }
 
-/// The ids of its images, in their order. A line may be an id alone, and a blank one has none. No line may have the id
-/// of another.
+/// The ids of its images, in their order. A line may be an id alone, and a blank one has none. No line may
+/// have the id of another.
 pub fn image_ids(file: File, path: &Path) -> Result<Vec<String>> {
     let name = || path.display().to_string();
     let mut lines = std::collections::HashMap::new();
@@ -144,8 +144,8 @@ fn read(path: &Path) -> Result<Pairs> {
                 .take(9)
                 .read_to_end(&mut bytes)
                 .with_context(in_file)?;
-            // A pipe's name says nothing. A safetensors file begins with its header's length and the header, which no
-            // row of text does.
+            // A pipe's name says nothing. A safetensors file begins with its header's length and the header,
+            // which no row of text does.
             if bytes.get(8) == Some(&b'{') {
                 file.read_to_end(&mut bytes).with_context(in_file)?;
                 return safetensors(&bytes);

@@ -25,7 +25,8 @@ use crate::progress::{Progress, Unit};
 const BATCH: usize = 16;
 /// How long what was embedded may wait to be brought to the disk.
 const UNSYNCED: Duration = Duration::from_secs(1);
-/// A sub-folder that had as many pictures, and has nothing in it any more, is looked at as one that is not mounted.
+/// A sub-folder that had as many pictures, and has nothing in it any more, is looked at as one that is not
+/// mounted.
 const EMPTIED: usize = 10;
 /// Names that a message shows at most.
 const SHOWN: usize = 10;
@@ -266,7 +267,8 @@ impl Pictures {
         Ok(Self { ids, listing })
     }
 
-    /// Whether a picture that is not listed is no longer in the folder: not whether it could not be looked at.
+    /// Whether a picture that is not listed is no longer in the folder: not whether it could not be looked
+    /// at.
     fn lack(&self, root: &Path, id: &str) -> bool {
         let file = path_in(root, id);
         !self.listing.may_hide(&file) || is_gone(&file)
@@ -297,7 +299,8 @@ struct Earlier {
     there: Vec<String>,
     /// Those that are not.
     missing: Vec<String>,
-    /// Pictures of this folder in an index in which others are of another kind, so that nothing is known but that.
+    /// Pictures of this folder in an index in which others are of another kind, so that nothing is known but
+    /// that.
     unrecorded: Vec<String>,
 }
 
@@ -305,8 +308,8 @@ impl Earlier {
     fn in_index(index: &EmbeddingIndex, folder: &str, pictures: &Pictures) -> Self {
         let mut earlier = Self::default();
         let ids = index.ids();
-        // Indexes of before sources were recorded are a search's where all ids look like that, and somebody else's
-        // where some do not.
+        // Indexes of before sources were recorded are a search's where all ids look like that, and somebody
+        // else's where some do not.
         let is_mixed = ids.iter().any(|id| index.source(id).is_none() && !is_picture(id));
         for id in ids {
             let source = index.source(id);
@@ -347,7 +350,8 @@ impl Earlier {
             .into_iter()
             .filter(|id| {
                 let file = path_in(&args.images, id);
-                // What is no picture any more is not listed. Of what is behind a link to nothing, nothing is known.
+                // What is no picture any more is not listed. Of what is behind a link to nothing, nothing is
+                // known.
                 !pictures.listing.may_hide(&file) && (is_gone(&file) || pictures::is_another(&file, id))
             })
             .collect();

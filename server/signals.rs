@@ -1,9 +1,9 @@
-//! Signals that would end the process without a word: those of a file that shrinks while it is mapped, and of a file that
-//! grows beyond the limit on sizes.
+//! Signals that would end the process without a word: those of a file that shrinks while it is mapped, and of
+//! a file that grows beyond the limit on sizes.
 //!
-//! A page of a mapped file that the file has no more, or that its disk cannot give, raises SIGBUS in whichever thread
-//! touches it. The handler here says which file that was and ends with exit code 1. It knows the mappings by a table of
-//! atomics, since a handler may neither lock nor allocate.
+//! A page of a mapped file that the file has no more, or that its disk cannot give, raises SIGBUS in
+//! whichever thread touches it. The handler here says which file that was and ends with exit code 1. It knows
+//! the mappings by a table of atomics, since a handler may neither lock nor allocate.
 
 #[cfg(unix)]
 pub use unix::{Watch, prepare};
@@ -23,7 +23,8 @@ mod unix {
 
     use libc::{c_int, c_void, sigaction, siginfo_t};
 
-    /// Mappings that the handler knows at a time. Commands hold a handful; of more, the last ones die without a message.
+    /// Mappings that the handler knows at a time. Commands hold a handful; of more, the last ones die without
+    /// a message.
     const MOST: usize = 64;
 
     /// A mapping, for the handler.
@@ -51,7 +52,8 @@ mod unix {
     /// What SIGBUS did before.
     static BEFORE: OnceLock<sigaction> = OnceLock::new();
 
-    /// Has a file that cannot grow further be an error of its writer (EFBIG), where SIGXFSZ would end the process.
+    /// Has a file that cannot grow further be an error of its writer (EFBIG), where SIGXFSZ would end the
+    /// process.
     pub fn prepare() {
         // SAFETY: ignoring a signal installs no handler.
         unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
@@ -110,11 +112,11 @@ mod unix {
     fn install() {
         BEFORE.get_or_init(|| {
             let mut before = MaybeUninit::<sigaction>::zeroed();
-            // SAFETY: the structures are those that the calls expect, zeroed before their fields are set. The handler
-            // does only what a handler may.
+            // SAFETY: the structures are those that the calls expect, zeroed before their fields are set. The
+            // handler does only what a handler may.
             unsafe {
-                // The handler reads `BEFORE`, which is set when this has returned: a signal in between finds nothing
-                // there, and takes the default action.
+                // The handler reads `BEFORE`, which is set when this has returned: a signal in between finds
+                // nothing there, and takes the default action.
                 let mut action = MaybeUninit::<sigaction>::zeroed().assume_init();
                 action.sa_sigaction =
                     on_bus_error as extern "C" fn(c_int, *mut siginfo_t, *mut c_void) as usize;
@@ -137,9 +139,9 @@ mod unix {
             // SAFETY: ends the process at once, without anything that a handler may not run.
             unsafe { libc::_exit(1) };
         }
-        // Not of a mapping here: what was installed before decides. The instruction that raised the signal is tried
-        // again and raises it again; one that was sent is sent once more.
-        // SAFETY: `sigaction`, `signal` and `raise` are allowed in a handler.
+        // Not of a mapping here: what was installed before decides. The instruction that raised the signal is
+        // tried again and raises it again; one that was sent is sent once more. SAFETY: `sigaction`, `signal`
+        // and `raise` are allowed in a handler.
         unsafe {
             match BEFORE.get() {
                 Some(before) => libc::sigaction(signal, before, ptr::null_mut()),

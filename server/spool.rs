@@ -49,7 +49,8 @@ struct State {
     input_rows: u64,
     input_offset: u64,
     skipped: Vec<Skipped>,
-    /// Whether outputs that are there already may be replaced: they were to be from the beginning, or are this run's own.
+    /// Whether outputs that are there already may be replaced: they were to be from the beginning, or are
+    /// this run's own.
     #[serde(default)]
     may_replace: bool,
 }
@@ -243,8 +244,8 @@ impl Spool {
         self.state.may_replace
     }
 
-    /// Says, before the first output is written, that what is there from now on is this run's own. A run that is cut off
-    /// while it writes them may then be resumed.
+    /// Says, before the first output is written, that what is there from now on is this run's own. A run that
+    /// is cut off while it writes them may then be resumed.
     pub fn begin_outputs(&mut self) -> Result<()> {
         self.state.may_replace = true;
         self.save()

@@ -1,7 +1,7 @@
 //! What was downloaded before: the sums of files by their address, kept from run to run.
 //!
-//! Nobody publishes sums of the weights. So the first download is taken on trust, and every later one of the same
-//! address is compared with it.
+//! Nobody publishes sums of the weights. So the first download is taken on trust, and every later one of the
+//! same address is compared with it.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -58,8 +58,8 @@ impl Sums {
         Self { path: path.into() }
     }
 
-    /// Those of `ernie-vil/sums.json` in the user's folder for caches; `None` where the environment names no such
-    /// folder.
+    /// Those of `ernie-vil/sums.json` in the user's folder for caches; `None` where the environment names no
+    /// such folder.
     pub fn of_user() -> Option<Self> {
         let variable = |name| {
             let path = PathBuf::from(std::env::var_os(name)?);
@@ -87,8 +87,8 @@ impl Sums {
         Ok(self.read()?.files.into_iter().find(|seen| seen.url == url))
     }
 
-    /// Remembers a file in the place of what was known of its address. One that is the same as before keeps the day
-    /// on which it was seen first.
+    /// Remembers a file in the place of what was known of its address. One that is the same as before keeps
+    /// the day on which it was seen first.
     ///
     /// # Errors
     /// Where the file cannot be read or written.

@@ -115,8 +115,8 @@ fn check_output(output: &Path, args: &cli::Train) -> Result<()> {
     if !goes_on {
         files::check_only(&checkpoint, "a checkpoint", &[WEIGHTS, OPTIMIZER, STATE])?;
     }
-    // A run that is cut off before its first checkpoint leaves nothing but its metrics, which are empty before the first
-    // step.
+    // A run that is cut off before its first checkpoint leaves nothing but its metrics, which are empty
+    // before the first step.
     let metrics = output.join(METRICS);
     let is_empty = fs::metadata(&metrics).is_ok_and(|metadata| metadata.len() == 0);
     files::check_free(&[metrics], replaces || args.resume || is_empty)?;

@@ -64,7 +64,8 @@ pub enum Error {
     #[error("{0}")]
     Io(String),
     /// An error with the place where it happened in front of it.
-    // Not called `source`: the message has it, so that a report which prints the chain of sources would say it twice.
+    // Not called `source`: the message has it, so that a report which prints the chain of sources would say
+    // it twice.
     #[error("{context}: {error}")]
     Within {
         /// The place: a file, a row, a tensor.

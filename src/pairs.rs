@@ -143,9 +143,9 @@ impl<R: BufRead> PairReader<R> {
         self
     }
 
-    /// Looks at the start of the input as of a file that a person gives. A byte order mark there, which the original
-    /// takes for a part of the caption, is passed over. An input that is no text in UTF-8 (UTF-16, gzip, a
-    /// spreadsheet) is an error that says what it is, after which the iterator ends.
+    /// Looks at the start of the input as of a file that a person gives. A byte order mark there, which the
+    /// original takes for a part of the caption, is passed over. An input that is no text in UTF-8 (UTF-16,
+    /// gzip, a spreadsheet) is an error that says what it is, after which the iterator ends.
     ///
     /// ```
     /// use ernie_vil::pairs::PairReader;

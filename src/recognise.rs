@@ -3,8 +3,8 @@
 /// As many bytes at most are looked at.
 const LOOKED_AT: usize = 4096;
 
-/// Says what a file is that is neither weights nor a configuration, by its first bytes, and what to do about it;
-/// `None` for what is not known. The answer goes behind "the file is".
+/// Says what a file is that is neither weights nor a configuration, by its first bytes, and what to do about
+/// it; `None` for what is not known. The answer goes behind "the file is".
 ///
 /// ```
 /// use ernie_vil::weights::recognise;
@@ -158,8 +158,8 @@ fn other(start: &[u8]) -> Option<&'static str> {
     if start.len() >= 64 && start.iter().all(|&byte| byte == 0) {
         return Some("all zeros at its start: it was not downloaded or copied whole");
     }
-    // A tensor of Paddle's inference format: its version, no level of detail, the version of the tensor, and the
-    // length of a description that begins with the field 1.
+    // A tensor of Paddle's inference format: its version, no level of detail, the version of the tensor, and
+    // the length of a description that begins with the field 1.
     if let (Some([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), Some([length, 0, 0, 0, 8])) =
         (start.first_chunk::<16>(), start.get(16..21))
         && *length > 0
@@ -195,8 +195,8 @@ pub(crate) fn shown(start: &[u8]) -> String {
     format!("{text:?}")
 }
 
-/// What is wrong with a file that does not begin as it should: what it is where that is known, and else its first
-/// bytes.
+/// What is wrong with a file that does not begin as it should: what it is where that is known, and else its
+/// first bytes.
 pub(crate) fn mistaken(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "the file is empty: was it downloaded or copied whole?".into();

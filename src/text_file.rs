@@ -46,8 +46,8 @@ pub(crate) fn without_mark(text: &str) -> &str {
     text.strip_prefix(MARK).unwrap_or(text)
 }
 
-/// What a file is that should be a text file in UTF-8, by its first bytes, with what is expected and what to do about
-/// it; none where it may be one.
+/// What a file is that should be a text file in UTF-8, by its first bytes, with what is expected and what to
+/// do about it; none where it may be one.
 pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
     Some(match start {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => {

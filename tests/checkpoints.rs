@@ -269,8 +269,8 @@ fn paddlenlp_s_model_is_as_recorded() {
     }
 }
 
-/// A text encoder alone is called after its model, or not at all; and is not taken for Hugging Face's, whose matrices are
-/// the other way round.
+/// A text encoder alone is called after its model, or not at all; and is not taken for Hugging Face's, whose
+/// matrices are the other way round.
 #[test]
 fn an_ernie_model_of_paddlenlp_alone() {
     let ours: Tensors = needed("tiny")

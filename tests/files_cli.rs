@@ -1,5 +1,5 @@
-//! What the binary does with the files it is given: inputs that are outputs, outputs that are there already, streams,
-//! and files that shrink while they are read.
+//! What the binary does with the files it is given: inputs that are outputs, outputs that are there already,
+//! streams, and files that shrink while they are read.
 #![cfg(all(unix, feature = "scenes"))]
 
 use std::ffi::OsStr;

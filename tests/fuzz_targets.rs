@@ -1,6 +1,6 @@
-//! The fuzz targets where nobody fuzzes: on all recorded files and seeds, whole and cut short, on files that were changed
-//! by their structure, and on files that were made to take long. What the targets hold the library to, bounds of
-//! memory and time included, is tested by that.
+//! The fuzz targets where nobody fuzzes: on all recorded files and seeds, whole and cut short, on files that
+//! were changed by their structure, and on files that were made to take long. What the targets hold the
+//! library to, bounds of memory and time included, is tested by that.
 //!
 //! `cargo xtask fuzz mutate [TARGET] [SECONDS]` changes files for longer.
 

@@ -454,7 +454,8 @@ fn enormous_images_are_refused_by_their_header() {
     assert_eq!(error.to_string(), "image: 21469 bytes, expected at most 100");
 }
 
-/// Files whose metadata is damaged, or promised and absent, and arithmetic coding: see `image_cases/README.md`.
+/// Files whose metadata is damaged, or promised and absent, and arithmetic coding: see
+/// `image_cases/README.md`.
 #[test]
 fn only_the_pixels_of_a_file_have_to_be_sound() {
     let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/image_cases"));

@@ -870,7 +870,8 @@ fn embeddings_keep_their_source() {
         }
         assert!(index.id_bytes() == 6 && loaded.id_bytes() == 6 && replayed.id_bytes() == 6);
 
-        // Rows 1, 2 and 5, and row 4, as a tensor that says which, and that cannot be changed without a trace.
+        // Rows 1, 2 and 5, and row 4, as a tensor that says which, and that cannot be changed without a
+        // trace.
         let list = "[[\"x\",[[0,2],[4,1]]],[\"狗\\\"\\n\",[[3,1]]]]";
         let tensors = SafeTensors::deserialize(&file).unwrap();
         assert_eq!(tensors.tensor("sources").unwrap().data(), list.as_bytes());

@@ -171,8 +171,8 @@ fn scans_are_limited_by_the_blocks_and_the_bytes() {
     assert!(error.to_string().contains(expected), "{error}");
 }
 
-/// A progressive file of which most says that nothing is to be said: 1.4 million blocks, and scans that pass over 32,767
-/// of them by two bytes.
+/// A progressive file of which most says that nothing is to be said: 1.4 million blocks, and scans that pass
+/// over 32,767 of them by two bytes.
 fn scans_of_nothing(scans: usize) -> Vec<u8> {
     let side = 9300u16;
     let mut file = b"\xff\xd8\xff\xdb\x00\x43\x00".to_vec();
@@ -205,8 +205,8 @@ fn scans_of_nothing(scans: usize) -> Vec<u8> {
     file
 }
 
-/// Scans that say nothing cost next to nothing: 32 of them not much more than one. Visits of each block would take 17 times as
-/// long.
+/// Scans that say nothing cost next to nothing: 32 of them not much more than one. Visits of each block would
+/// take 17 times as long.
 #[test]
 fn blocks_of_which_nothing_is_said_take_no_time() {
     let preprocessor = Preprocessor::new(32);

@@ -17,7 +17,8 @@ static MEASURED: Mutex<()> = Mutex::new(());
 
 struct Counted;
 
-// SAFETY: every call is handed on to the system's allocator as it came; what a block grows by stands for a new one.
+// SAFETY: every call is handed on to the system's allocator as it came; what a block grows by stands for a
+// new one.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
@@ -85,7 +86,8 @@ impl Bits {
     }
 }
 
-/// A baseline JPEG with chroma of half the width and height: squares of many greys, whose colours change slowly.
+/// A baseline JPEG with chroma of half the width and height: squares of many greys, whose colours change
+/// slowly.
 fn jpeg(width: u16, height: u16, orientation: u8) -> Vec<u8> {
     let mut file = b"\xff\xd8".to_vec();
     file.extend(exif(orientation));

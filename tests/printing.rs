@@ -1,5 +1,5 @@
-//! What every command does where its output cannot be written: a closed pipe ends it quietly, a full disk is one error,
-//! and a standard error that nobody reads changes nothing.
+//! What every command does where its output cannot be written: a closed pipe ends it quietly, a full disk is
+//! one error, and a standard error that nobody reads changes nothing.
 #![cfg(all(unix, feature = "scenes"))]
 
 use std::fs::{self, OpenOptions};

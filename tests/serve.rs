@@ -1317,8 +1317,8 @@ fn long_answers_are_put_together_beside_the_threads_that_serve() {
     }
 }
 
-/// A server that loads its model until there is a file `go` in the folder: it waits when it opens the configuration. None
-/// but on Linux, where Rust programs are linked by a C compiler.
+/// A server that loads its model until there is a file `go` in the folder: it waits when it opens the
+/// configuration. None but on Linux, where Rust programs are linked by a C compiler.
 fn loading() -> Option<(Server, TempDir)> {
     let folder = TempDir::new().unwrap();
     let [source, shim, go] = ["shim.c", "shim.so", "go"].map(|name| folder.path().join(name));

@@ -329,7 +329,8 @@ fn no_compression_makes_much_work() {
     assert!(blank.data().iter().all(|&light| light == 0));
 }
 
-/// The directory: whether numbers have their low byte first, and where its entries are, of how many bytes each.
+/// The directory: whether numbers have their low byte first, and where its entries are, of how many bytes
+/// each.
 fn directory(bytes: &[u8]) -> (bool, usize, usize, usize) {
     let little = bytes[0] == b'I';
     if number(bytes, little, 2, 2) == 43 {

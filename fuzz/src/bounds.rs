@@ -18,8 +18,8 @@ static LIMITED: Mutex<()> = Mutex::new(());
 /// What to say of the input before the process is aborted.
 static ABORTING: Mutex<Option<fn()>> = Mutex::new(None);
 
-/// Builds that check more take so many times as long: those of a fuzzer, which count every branch, and those that are
-/// not optimised.
+/// Builds that check more take so many times as long: those of a fuzzer, which count every branch, and those
+/// that are not optimised.
 #[allow(unexpected_cfgs, reason = "cargo-fuzz sets it")]
 const SLOWER: u32 = match (cfg!(fuzzing), cfg!(debug_assertions)) {
     (true, true) => 100,
@@ -60,11 +60,11 @@ impl Bounds {
     }
 }
 
-/// Runs `task`, and aborts the process where it takes more memory than it may at any time, or where it takes three times
-/// as long as it may and has not ended. Panics where it took too long.
+/// Runs `task`, and aborts the process where it takes more memory than it may at any time, or where it takes
+/// three times as long as it may and has not ended. Panics where it took too long.
 ///
-/// An abort, and no panic: that is not to come out of an allocator, nor into a thread that is computing. A fuzzer keeps
-/// the input of either.
+/// An abort, and no panic: that is not to come out of an allocator, nor into a thread that is computing. A
+/// fuzzer keeps the input of either.
 pub fn within<T>(bounds: Bounds, task: impl FnOnce() -> T) -> T {
     let guard = LIMITED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let limits = Limits(guard);
@@ -135,7 +135,8 @@ mod clock {
     }
 }
 
-/// A thread that looks at another one's clock from time to time: what never ends is never measured at its end.
+/// A thread that looks at another one's clock from time to time: what never ends is never measured at its
+/// end.
 #[cfg(target_os = "linux")]
 mod watch {
     use super::*;

@@ -175,7 +175,7 @@ export function disk(): NodeModules {
   return node;
 }
 
-/** What systems say that cannot synchronise a folder. Of any other failure the caller is told. */
+/** What systems say that cannot synchronise a folder. Any other failure is reported to the caller. */
 const CANNOT_SYNCHRONISE: readonly unknown[] = ["EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"];
 
 /** Makes what was made, renamed or removed in a folder outlive the machine's next crash. */

@@ -1,10 +1,11 @@
 //! Which connections are open, and which of them has to go when there are too many.
 //!
-//! A connection is cheap until it has sent a whole head, and what asks for the server's health has to be answered however many of
-//! them there are. So every connection is taken at once. One that waits for a head, for the first time or again, is closed when there
-//! is no room for a new one, the oldest first. A request needs a place to be worked on, of which there are as many as
-//! `--max-connections` says; probes need none. Where all places are taken, requests wait for one on their open connection,
-//! and those that have waited longest are refused when there is no room for a new connection.
+//! A connection is cheap until it has sent a whole head, and what asks for the server's health has to be
+//! answered however many of them there are. So every connection is taken at once. One that waits for a head,
+//! for the first time or again, is closed when there is no room for a new one, the oldest first. A request
+//! needs a place to be worked on, of which there are as many as `--max-connections` says; probes need none.
+//! Where all places are taken, requests wait for one on their open connection, and those that have waited
+//! longest are refused when there is no room for a new connection.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,7 +69,8 @@ pub fn spare(most: usize) -> usize {
 }
 
 impl Connections {
-    /// Requests on `places` connections at a time, and `spare` connections more; a request waits `longest` for its place.
+    /// Requests on `places` connections at a time, and `spare` connections more; a request waits `longest`
+    /// for its place.
     pub fn new(places: usize, spare: usize, longest: Duration) -> Arc<Self> {
         Arc::new(Self {
             places: Arc::new(Semaphore::new(places)),
@@ -140,7 +142,8 @@ impl Lists {
 }
 
 impl Connection {
-    /// A head is there: from now on the connection is not closed for others. Waits until there is a place for its request.
+    /// A head is there: from now on the connection is not closed for others. Waits until there is a place for
+    /// its request.
     pub async fn begin(&self, is_probe: bool) -> Result<(), NoPlace> {
         {
             let mut state = self.lock();
@@ -177,7 +180,8 @@ impl Connection {
         self.answered.store(true, Ordering::Release);
     }
 
-    /// All that was handed over so far was written. If that was the whole answer, the connection waits for a head again.
+    /// All that was handed over so far was written. If that was the whole answer, the connection waits for a
+    /// head again.
     pub fn flushed(&self) {
         if self.answered.swap(false, Ordering::Acquire) {
             let mut state = self.lock();

@@ -1,9 +1,9 @@
 //! The threads that decode images, and nothing else.
 //!
-//! How long an image takes is known only when it is decoded, and a hostile one takes as long as the limits let it. So images have
-//! threads of their own, and the requests share them: a free thread takes an image of the request that has the fewest being
-//! decoded and has been given the least time so far. A request that asks alone uses all threads but one, which is kept for one
-//! that comes later.
+//! How long an image takes is known only when it is decoded, and a hostile one takes as long as the limits
+//! let it. So images have threads of their own, and the requests share them: a free thread takes an image of
+//! the request that has the fewest being decoded and has been given the least time so far. A request that
+//! asks alone uses all threads but one, which is kept for one that comes later.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

@@ -4,8 +4,9 @@
 /// a graphics card's driver.
 const KEPT: usize = 128;
 
-/// How many of `wanted` connections that are worked on there can be, and how many of `spare` beside them. The process's limit is
-/// raised as far as they need it and the system allows; where that does not suffice, the log says so.
+/// How many of `wanted` connections that are worked on there can be, and how many of `spare` beside them. The
+/// process's limit is raised as far as they need it and the system allows; where that does not suffice, the
+/// log says so.
 pub fn connections(wanted: usize, spare: usize) -> (usize, usize) {
     let all = wanted.saturating_add(spare);
     // A connection that is sent a file has that open too.
@@ -22,7 +23,8 @@ pub fn connections(wanted: usize, spare: usize) -> (usize, usize) {
     share(there, wanted)
 }
 
-/// Connections that are worked on, of `wanted`, and what remains of those that there can be: an eighth at least.
+/// Connections that are worked on, of `wanted`, and what remains of those that there can be: an eighth at
+/// least.
 fn share(there: usize, wanted: usize) -> (usize, usize) {
     let places = wanted.min(there - there / 8).max(1);
     (places, there - places)

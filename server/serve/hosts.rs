@@ -1,8 +1,9 @@
 //! Under which names the server answers.
 //!
-//! A page of any origin can make its own name lead to an address of the machine that it is shown on (DNS rebinding), and its
-//! requests then have the right origin. What it cannot change is the name in `Host`. So a server that is
-//! reached from its own machine alone, and therefore needs no key, answers only under names that mean that machine.
+//! A page of any origin can make its own name lead to an address of the machine that it is shown on (DNS
+//! rebinding), and its requests then have the right origin. What it cannot change is the name in `Host`. So a
+//! server that is reached from its own machine alone, and therefore needs no key, answers only under names
+//! that mean that machine.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,7 +17,8 @@ use super::error::ApiError;
 pub struct Hosts {
     /// None where every name is answered.
     names: Option<Vec<Name>>,
-    /// Whether every address is answered, as a cluster's probes send them: nobody else can make one lead here.
+    /// Whether every address is answered, as a cluster's probes send them: nobody else can make one lead
+    /// here.
     addresses: bool,
 }
 
@@ -28,7 +30,8 @@ enum Name {
 }
 
 impl Hosts {
-    /// What is answered by a server that listens on `address`, which the command line calls `listen`, and says `allowed` of.
+    /// What is answered by a server that listens on `address`, which the command line calls `listen`, and
+    /// says `allowed` of.
     pub fn new(address: SocketAddr, listen: &str, allowed: &[String]) -> Result<Self> {
         let mut names = Vec::new();
         for entry in allowed {

@@ -213,8 +213,8 @@ pub fn is_probe<B>(request: &http::Request<B>) -> bool {
         && matches!(request.uri().path(), "/health" | "/ready")
 }
 
-/// Puts `/v1` in front of a path that a client of OpenAI's asks for when its base URL lacks it. No file can be meant: they are only
-/// fetched, and `/models` is a folder.
+/// Puts `/v1` in front of a path that a client of OpenAI's asks for when its base URL lacks it. No file can
+/// be meant: they are only fetched, and `/models` is a folder.
 pub fn complete<B>(request: &mut http::Request<B>) {
     let path = request.uri().path();
     let is_ours = match *request.method() {
@@ -248,8 +248,8 @@ fn cors(origins: &[String]) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(origin)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        // Whichever a page of these origins asks for: clients send headers of their own, such as OpenAI's `x-stainless-os`, and
-        // none of those that are not known here has an effect. No cookies are taken.
+        // Whichever a page of these origins asks for: clients send headers of their own, such as OpenAI's
+        // `x-stainless-os`, and none of those that are not known here has an effect. No cookies are taken.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, RETRY_AFTER, FINGERPRINT, NOTE])
         .max_age(Duration::from_secs(3600))
@@ -549,7 +549,8 @@ fn usage(embedded: &Embedded) -> Value {
     })
 }
 
-/// A list's response, whose bytes were counted: its entries, each as `write` writes it, which model, and what it cost.
+/// A list's response, whose bytes were counted: its entries, each as `write` writes it, which model, and what
+/// it cost.
 async fn list<T: Send + 'static>(
     app: &App,
     service: &Arc<Service>,

@@ -1,4 +1,5 @@
-//! The vectors of labels that were asked for of late: the same labels come back with every picture that is classified.
+//! The vectors of labels that were asked for of late: the same labels come back with every picture that is
+//! classified.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,8 +36,8 @@ pub fn keys(templates: &[String]) -> impl Fn(&str) -> Key + use<> {
     }
 }
 
-/// Labels in two generations: when the young one is full it takes the place of the old one, whose labels are forgotten
-/// unless they were asked for in the meantime.
+/// Labels in two generations: when the young one is full it takes the place of the old one, whose labels are
+/// forgotten unless they were asked for in the meantime.
 pub struct Labels {
     most: usize,
     generations: Mutex<[HashMap<Key, Label>; 2]>,

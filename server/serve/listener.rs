@@ -60,7 +60,8 @@ pub struct Taking {
 }
 
 impl Taking {
-    /// When it is too late, for an answer that was begun at `since`, of which `bytes` were taken, the last at `last`.
+    /// When it is too late, for an answer that was begun at `since`, of which `bytes` were taken, the last at
+    /// `last`.
     fn deadline(&self, since: Instant, last: Instant, bytes: u64) -> Instant {
         let by_rate = self.stall + Duration::from_secs_f64(bytes as f64 / f64::from(self.rate));
         (last + self.stall).min(since + by_rate.min(self.total))
@@ -204,8 +205,8 @@ impl Drop for Watched {
     }
 }
 
-/// A connection that fails when the client takes what it is sent too slowly, so that nobody holds a response's memory
-/// by not reading it.
+/// A connection that fails when the client takes what it is sent too slowly, so that nobody holds a
+/// response's memory by not reading it.
 struct Socket {
     stream: TcpStream,
     connection: Arc<Connection>,

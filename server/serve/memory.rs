@@ -1,8 +1,9 @@
 //! The memory that requests and their answers may hold, all together.
 //!
-//! A body counts from its first byte until nothing works on it any more, and an answer from the moment it is put together
-//! until its last byte was handed to the system. Both draw on one budget. Long answers may take half of it, so that clients that
-//! read slowly cannot keep others from sending requests, and from getting short answers.
+//! A body counts from its first byte until nothing works on it any more, and an answer from the moment it is
+//! put together until its last byte was handed to the system. Both draw on one budget. Long answers may take
+//! half of it, so that clients that read slowly cannot keep others from sending requests, and from getting
+//! short answers.
 
 use std::sync::Arc;
 
@@ -27,7 +28,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// A budget of `bytes`, and answers of `longest` bytes at most. Twice an answer has to fit in what long ones may take.
+    /// A budget of `bytes`, and answers of `longest` bytes at most. Twice an answer has to fit in what long
+    /// ones may take.
     pub fn new(bytes: usize, longest: usize) -> Self {
         let units = (bytes / UNIT)
             .clamp(1, u32::MAX as usize)
@@ -133,7 +135,8 @@ impl Units {
     }
 }
 
-/// An answer's share of the memory. While it is put together it counts twice: as what it is made of, and as text.
+/// An answer's share of the memory. While it is put together it counts twice: as what it is made of, and as
+/// text.
 pub struct Answer {
     memory: Arc<Memory>,
     param: &'static str,

@@ -1,6 +1,7 @@
 //! `ernie-vil serve`: the model over HTTP.
 //!
-//! Three layers that know nothing of each other's insides: HTTP ([`http`], [`listener`] with [`connections`] and [`descriptors`], [`hosts`],
+//! Three layers that know nothing of each other's insides: HTTP ([`http`], [`listener`] with [`connections`]
+//! and [`descriptors`], [`hosts`],
 //! [`files`], with bodies read by [`request`]), the batching [`queue`] behind the threads for [`decoding`], and the model ([`engine`]).
 //! [`service`] is where they meet, with the index that is kept by [`store`] and the [`labels`] that were asked for of late. [`memory`]
 //! is what requests and answers share.
@@ -56,12 +57,14 @@ const WEB_ROOT: &str = "www/dist";
 /// Threads that read and write connections; the work is done elsewhere.
 const MOST_SERVING: usize = 4;
 
-/// For the index to be saved when the server has stopped. Nothing is lost where that is too short: the log has it all.
+/// For the index to be saved when the server has stopped. Nothing is lost where that is too short: the log
+/// has it all.
 const SAVING: Duration = Duration::from_secs(60);
 /// For the threads that compute to end after that.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// Threads that compute beside the model's: each kind of work has its own, so that none of it waits for another.
+/// Threads that compute beside the model's: each kind of work has its own, so that none of it waits for
+/// another.
 struct Threads {
     /// For searches.
     search: Arc<rayon::ThreadPool>,
@@ -157,8 +160,8 @@ pub fn run(args: &cli::Serve, global: &cli::Global) -> Result<()> {
     };
     let workers = loader.join().map_err(|_| anyhow!("loading the model failed"))?;
     service.queue.close();
-    // First what is to be kept. Neither that nor the end of the process waits for a thread that computes: what was asked for
-    // is given up, and an image that is decoded for ever is nobody's.
+    // First what is to be kept. Neither that nor the end of the process waits for a thread that computes:
+    // what was asked for is given up, and an image that is decoded for ever is nobody's.
     let store = service.clone();
     let saved = within(SAVING, move || store.store.close());
     let ended = within(ENDING, move || {
@@ -394,7 +397,8 @@ fn load(
     Ok(thread)
 }
 
-/// Receives something when the process is asked to stop. Asked again, it ends at once: whoever does that does not want to wait.
+/// Receives something when the process is asked to stop. Asked again, it ends at once: whoever does that does
+/// not want to wait.
 ///
 /// A thread of its own sees to that, which nothing else can hold up.
 fn signals() -> Result<oneshot::Receiver<()>> {

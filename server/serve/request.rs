@@ -643,8 +643,8 @@ fn item(node: Node, path: &str, limits: &Limits) -> Result<Item> {
     }
 }
 
-/// A part of a message as OpenAI's chat has them: `{"type": "text", "text": ...}`, `{"type": "image_url", "image_url": {"url":
-/// ...}}`, and the same of its newer interface, `input_text` and `input_image`.
+/// A part of a message as OpenAI's chat has them: `{"type": "text", "text": ...}`, `{"type": "image_url",
+/// "image_url": {"url": ...}}`, and the same of its newer interface, `input_text` and `input_image`.
 fn part(mut fields: Fields, path: &str, limits: &Limits) -> Result<Item> {
     let inner = |problem: Problem| within(problem, path);
     let kind = fields.string("type").map_err(inner)?;
@@ -836,8 +836,8 @@ fn is_bare_base64(text: &str) -> bool {
         && text.trim_end().bytes().all(is_base64)
 }
 
-/// Checks that a text is base64 of the alphabet that everybody writes. The library's decoder leaves other characters out as Python's
-/// does, which makes another file of it, and an error of that file.
+/// Checks that a text is base64 of the alphabet that everybody writes. The library's decoder leaves other
+/// characters out as Python's does, which makes another file of it, and an error of that file.
 pub fn check_base64(text: &str) -> ernie_vil::Result<()> {
     let wrong = |message: String| Err(Error::Base64(message));
     let is_plain = |byte: u8| {
@@ -939,8 +939,8 @@ enum Part {
     Index(usize),
 }
 
-/// Reads a value with no more nodes than there is room for. Where that fails, the trace says in which value, from the inside to the
-/// outside.
+/// Reads a value with no more nodes than there is room for. Where that fails, the trace says in which value,
+/// from the inside to the outside.
 #[derive(Clone, Copy)]
 struct Tree<'a> {
     room: &'a Cell<usize>,

@@ -21,8 +21,8 @@ use super::store::Store;
 
 /// Text, in bytes, that is worth handing to another thread.
 const LONG_TEXT: usize = 16 << 10;
-/// Bytes of an answer beside its entries, of an entry beside its hits, and of a hit beside its id: never fewer than these
-/// take, as each number is counted with the most digits that it may have.
+/// Bytes of an answer beside its entries, of an entry beside its hits, and of a hit beside its id: never
+/// fewer than these take, as each number is counted with the most digits that it may have.
 pub const ENVELOPE: usize = 1024;
 pub const ENTRY: usize = 96;
 const HIT: usize = 64;
@@ -216,9 +216,11 @@ impl Service {
         (Box::new(task), decoded)
     }
 
-    /// The vectors of labels, each of which is the mean of its captions in all templates, and what they came from.
+    /// The vectors of labels, each of which is the mean of its captions in all templates, and what they came
+    /// from.
     ///
-    /// Texts are computed once as long as they are asked for again and again, and once where they repeat each other.
+    /// Texts are computed once as long as they are asked for again and again, and once where they repeat each
+    /// other.
     pub async fn label_vectors(
         self: &Arc<Self>,
         labels: Vec<Item>,
@@ -362,8 +364,8 @@ impl Service {
         .await?
     }
 
-    /// The best `k` labels for each query with their probabilities, from the index or from `labels`, which the answer calls
-    /// `names` where it has any.
+    /// The best `k` labels for each query with their probabilities, from the index or from `labels`, which
+    /// the answer calls `names` where it has any.
     pub async fn classify(
         self: &Arc<Self>,
         queries: Embeddings,
@@ -442,8 +444,8 @@ pub async fn aside<T: Send + 'static>(
         .map_err(|_| ApiError::Internal("the work was broken off by a fault".into()))
 }
 
-/// What `each` makes of the best `k` hits of each query. The queries are taken in pieces, so that what was found, and what is
-/// computed for nobody, stay within bounds.
+/// What `each` makes of the best `k` hits of each query. The queries are taken in pieces, so that what was
+/// found, and what is computed for nobody, stay within bounds.
 fn search<T>(
     index: &EmbeddingIndex,
     queries: &Embeddings,

@@ -5,8 +5,8 @@
 //! on the disk, whenever the process ends, and what could not be written was not done. When the log has grown
 //! long it is folded into the file.
 //!
-//! Where the changes that came together cannot be written, each is tried alone: the disk may have room for some. Room
-//! is kept for removals, so that a full disk can be emptied.
+//! Where the changes that came together cannot be written, each is tried alone: the disk may have room for
+//! some. Room is kept for removals, so that a full disk can be emptied.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -264,8 +264,8 @@ impl Writer {
         }
     }
 
-    /// Makes a change that could not be written as others are, where there is a way. `error` is why, where it was tried
-    /// alone already.
+    /// Makes a change that could not be written as others are, where there is a way. `error` is why, where it
+    /// was tried alone already.
     fn apply_alone(&mut self, request: Request, error: Option<anyhow::Error>) {
         let recorded = match self.record(&request.change, &mut Pending::default()) {
             Ok(recorded) => recorded,

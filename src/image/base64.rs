@@ -81,9 +81,9 @@ pub fn decode_base64(text: &[u8]) -> Result<Vec<u8>> {
         .map_err(|error| Error::Base64(format!("{error}, expected base64")))
 }
 
-/// Decodes the image of a row, as [`decode_base64`] does, but refuses a text that is plainly something else: a `data:`
-/// URL, a Python bytes object, an address, URL-safe base64, escaped line breaks. Of these the lenient rules make bytes
-/// that are no image or, at worst, another one.
+/// Decodes the image of a row, as [`decode_base64`] does, but refuses a text that is plainly something else:
+/// a `data:` URL, a Python bytes object, an address, URL-safe base64, escaped line breaks. Of these the
+/// lenient rules make bytes that are no image or, at worst, another one.
 ///
 /// ```
 /// use ernie_vil::image::decode_base64_of_row;
@@ -108,8 +108,8 @@ pub fn decode_base64_of_row(text: &[u8]) -> Result<Vec<u8>> {
     }
 }
 
-/// Adds to the error of an image what its text in base64 seems to be, where that helps: a file's path, hexadecimal,
-/// base64 that was encoded twice or that a spreadsheet cut off. A short text is shown.
+/// Adds to the error of an image what its text in base64 seems to be, where that helps: a file's path,
+/// hexadecimal, base64 that was encoded twice or that a spreadsheet cut off. A short text is shown.
 ///
 /// ```
 /// use ernie_vil::image::{Limits, decode, decode_base64_of_row, explain_base64};

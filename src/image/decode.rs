@@ -28,8 +28,8 @@ pub struct Limits {
     /// Most bytes of memory that hold pixels while the image is decoded, beside the encoded image.
     ///
     /// [`decode`] needs at least 3 for each pixel. [`Preprocessor::decode_crop`] needs them too for an interlaced PNG, and
-    /// for a file that is neither PNG nor JPEG; for a progressive JPEG it needs 2 for each sample (3 to 6 for a pixel), and
-    /// otherwise only a few rows.
+    /// for a file that is neither PNG nor JPEG; for a progressive JPEG it needs 2 for each sample (3 to 6 for
+    /// a pixel), and otherwise only a few rows.
     pub max_memory: u64,
 }
 
@@ -218,10 +218,11 @@ pub(super) fn read(bytes: &[u8], limits: &Limits, crop: Option<&Preprocessor>) -
 
 /// Makes an error of a decoder's panic, where panics unwind.
 ///
-/// In a module for JavaScript they do not, so every decoder is to be given nothing that it panics at: what that is, for
-/// which version of its crate, its module here says. None is known for `png` 0.18.1 and our own decoders as they are called,
-/// and one for `image-webp` 0.2.4, which only its decoding would find: the lengths of a lossless picture's prefix code
-/// whose check wraps (1, 1, 1, 2, 3, ..., 14, 15, 15). A module that stops at it is loaded again by the package.
+/// In a module for JavaScript they do not, so every decoder is to be given nothing that it panics at: what
+/// that is, for which version of its crate, its module here says. None is known for `png` 0.18.1 and our own
+/// decoders as they are called, and one for `image-webp` 0.2.4, which only its decoding would find: the
+/// lengths of a lossless picture's prefix code whose check wraps (1, 1, 1, 2, 3, ..., 14, 15, 15). A module
+/// that stops at it is loaded again by the package.
 fn guarded(format: Format, read: impl FnOnce() -> Result<Pixels>) -> Result<Pixels> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|_| {
         Err(Error::Image(format!(

@@ -1,9 +1,10 @@
 //! PNG as OpenCV reads it, which is by libpng.
 //!
-//! The `png` crate sees a file of nothing but its header, its palette, its pixels and its end. Metadata changes no pixel
-//! that OpenCV gives, and libpng goes on where it is damaged, but the crate refuses some files for it (0.18.1: the
-//! animation's chunks, cICP, a palette that is not needed), and panics at others: where PLTE has a length that is no
-//! multiple of 3, which is up to the one that calls it. Transparency is left out in any case, so tRNS is not read either.
+//! The `png` crate sees a file of nothing but its header, its palette, its pixels and its end. Metadata
+//! changes no pixel that OpenCV gives, and libpng goes on where it is damaged, but the crate refuses some
+//! files for it (0.18.1: the animation's chunks, cICP, a palette that is not needed), and panics at others:
+//! where PLTE has a length that is no multiple of 3, which is up to the one that calls it. Transparency is
+//! left out in any case, so tRNS is not read either.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -156,8 +157,8 @@ impl<'a> Png<'a> {
                 b"PLTE" if data.is_some() => {}
                 b"PLTE" => {
                     let fits = body.len() <= 768 && body.len().is_multiple_of(3);
-                    // In an image of colours a palette is a hint, in one of grey levels a mistake. An empty one is
-                    // refused where it is looked at.
+                    // In an image of colours a palette is a hint, in one of grey levels a mistake. An empty
+                    // one is refused where it is looked at.
                     if indexed && !fits || colour & 2 != 0 && body.is_empty() {
                         return Err(damaged(format_args!(
                             "a palette (PLTE) of {} bytes, expected 3 for each of 1 to 256 colours",

@@ -172,7 +172,8 @@ impl Preprocessor {
         (full, (middle(full.0), middle(full.1)))
     }
 
-    /// Takes the rows of an image of `width` x `height` pixels, which `orientation` turns afterwards, and makes what
+    /// Takes the rows of an image of `width` x `height` pixels, which `orientation` turns afterwards, and
+    /// makes what
     /// [`Preprocessor::crop`] gives for the image.
     pub(super) fn rows(&self, width: u32, height: u32, orientation: Option<Orientation>) -> CropRows {
         let [transposed, mirror, flip] = orientation.map_or([false; 3], Orientation::steps);
@@ -220,11 +221,13 @@ impl Preprocessor {
         }
     }
 
-    /// Decodes an image and crops it: what [`crop`](Self::crop) makes of [`decode`](super::decode)'s pixels, to the bit.
+    /// Decodes an image and crops it: what [`crop`](Self::crop) makes of [`decode`](super::decode)'s pixels,
+    /// to the bit.
     ///
-    /// The pixels are not held where the file gives them from top to bottom: a JPEG of a single scan and a PNG that is
-    /// not interlaced are cropped row by row as they are decoded, so an image of 200 million pixels takes a few
-    /// megabytes. Of a progressive JPEG the coefficients are held, 2 bytes a sample, of other files the pixels.
+    /// The pixels are not held where the file gives them from top to bottom: a JPEG of a single scan and a
+    /// PNG that is not interlaced are cropped row by row as they are decoded, so an image of 200 million
+    /// pixels takes a few megabytes. Of a progressive JPEG the coefficients are held, 2 bytes a sample, of
+    /// other files the pixels.
     ///
     /// # Errors
     /// Those of [`decode`](super::decode).
@@ -287,7 +290,8 @@ impl Preprocessor {
     /// Decodes, crops and normalises an encoded image into `out`, \[3, size, size\].
     ///
     /// # Errors
-    /// Those of [`decode`](super::decode), and [`Error::Image`] where `out` is not [`values`](Self::values) long.
+    /// Those of [`decode`](super::decode), and [`Error::Image`] where `out` is not [`values`](Self::values)
+    /// long.
     pub fn preprocess_into(&self, bytes: &[u8], limits: &Limits, out: &mut [f32]) -> Result<()> {
         if out.len() != self.values() {
             return Err(Error::Image(format!(

@@ -32,8 +32,8 @@ pub(super) fn resize_window_cubic(
 
 /// A window of a resized image, made from rows of the source as they come.
 ///
-/// Only sums for positions that are under way are kept. They are sums of whole numbers, whose order does not matter, so
-/// the rows of an image that lies on its side may come in the order of the file.
+/// Only sums for positions that are under way are kept. They are sums of whole numbers, whose order does not
+/// matter, so the rows of an image that lies on its side may come in the order of the file.
 #[derive(Debug, Clone)]
 pub(super) struct WindowCubic {
     /// Along a row of the source and from row to row.
@@ -43,8 +43,8 @@ pub(super) struct WindowCubic {
     transposed: bool,
     /// The columns of the source that are needed, its bytes.
     used: std::ops::Range<usize>,
-    /// Of each position from row to row the sums under way: of a row of the window, or, where rows become columns, of
-    /// a column of the window before its resizing in the other direction.
+    /// Of each position from row to row the sums under way: of a row of the window, or, where rows become
+    /// columns, of a column of the window before its resizing in the other direction.
     sums: Vec<Vec<i32>>,
     /// Sums to be used again.
     spare: Vec<Vec<i32>>,

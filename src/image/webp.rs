@@ -1,8 +1,8 @@
 //! WebP as OpenCV reads it, which is by libwebp.
 //!
-//! The `image-webp` crate sees a file of nothing but the frame and its alpha. Its own look through the file (0.2.4)
-//! refuses an extended header that promises metadata which is absent, and does not compare the sizes of header and frame
-//! before it reserves memory.
+//! The `image-webp` crate sees a file of nothing but the frame and its alpha. Its own look through the file
+//! (0.2.4) refuses an extended header that promises metadata which is absent, and does not compare the sizes
+//! of header and frame before it reserves memory.
 
 use std::fmt::Display;
 
@@ -35,8 +35,8 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
     let frame = Frame::find(bytes)?;
     let (width, height) = (frame.width, frame.height);
     limits.check(Format::WebP, width, height)?;
-    // Luma, two planes of half the width and height, a byte of alpha with its scratch, and the result of 4 bytes. Of a
-    // lossless image the pixels and what its transforms add.
+    // Luma, two planes of half the width and height, a byte of alpha with its scratch, and the result of 4
+    // bytes. Of a lossless image the pixels and what its transforms add.
     let pixels = u64::from(width) * u64::from(height);
     limits.check_memory(Format::WebP, width, height, 8 * pixels)?;
 

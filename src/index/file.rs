@@ -97,8 +97,8 @@ impl Ids<'_> {
     }
 }
 
-/// The sources of rows, as JSON: of each source its name and, in order, the first row and the number of rows of each
-/// run of rows that came from it. Nothing where no row has a source.
+/// The sources of rows, as JSON: of each source its name and, in order, the first row and the number of rows
+/// of each run of rows that came from it. Nothing where no row has a source.
 fn sources(index: &EmbeddingIndex, rows: &[usize]) -> Vec<u8> {
     let mut runs: Vec<Vec<(usize, usize)>> = vec![Vec::new(); index.sources.names.len() + 1];
     let mut last = NO_SOURCE;
@@ -122,7 +122,8 @@ fn sources(index: &EmbeddingIndex, rows: &[usize]) -> Vec<u8> {
     }
 }
 
-/// SHA-256, in hexadecimal digits, of the checksum of the other contents and of what a file says about sources.
+/// SHA-256, in hexadecimal digits, of the checksum of the other contents and of what a file says about
+/// sources.
 fn sources_checksum(checksum: &str, sources: &[u8]) -> String {
     hex(&Sha256::new()
         .chain_update(checksum)

@@ -10,9 +10,9 @@
 //! | `+` | an id, and the embedding that now is under it: the values, or the scale and the codes |
 //! | `-` | an id that was removed |
 //!
-//! Records are appended, so a process that ends in the middle of that leaves the start of a record at the end of
-//! the log, and nothing else. A record that is there as a whole and not sound was therefore damaged later, and what it
-//! said may have been acknowledged.
+//! Records are appended, so a process that ends in the middle of that leaves the start of a record at the end
+//! of the log, and nothing else. A record that is there as a whole and not sound was therefore damaged later,
+//! and what it said may have been acknowledged.
 
 use std::fmt;
 use std::ops::Range;
@@ -54,8 +54,8 @@ pub struct Damage {
     pub bytes: Range<usize>,
     /// Sound records that follow, up to the log's end or the next damage.
     pub records: usize,
-    /// Whether more may follow: the search for sound records was given up, because the bytes look like records
-    /// everywhere.
+    /// Whether more may follow: the search for sound records was given up, because the bytes look like
+    /// records everywhere.
     pub given_up: bool,
 }
 
@@ -121,7 +121,8 @@ fn checksum(length: &[u8; 8], contents: &[u8]) -> [u8; 8] {
 /// The bytes of a log, and how much of them may still be hashed to find records.
 struct Reader<'a> {
     log: &'a [u8],
-    /// Looking for a record means to hash what might be one, at any byte. This bounds it to a multiple of the log.
+    /// Looking for a record means to hash what might be one, at any byte. This bounds it to a multiple of the
+    /// log.
     budget: usize,
     /// Lengths of contents, by their kind, that can be applied.
     header: usize,
@@ -138,7 +139,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The length of the contents that a record at this byte says it has, where the log is long enough for them.
+    /// The length of the contents that a record at this byte says it has, where the log is long enough for
+    /// them.
     fn length(&self, at: usize) -> Option<usize> {
         let (length, rest) = self.log.get(at..)?.split_first_chunk::<8>()?;
         let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;

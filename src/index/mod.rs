@@ -200,8 +200,8 @@ impl EmbeddingIndex {
     /// Names the source of all embeddings that are added from here on: the program or the folder, say, that
     /// they come from. At first, and with `None`, they have none.
     ///
-    /// An embedding keeps its source in a saved index and in a log. Where it is replaced, its source is that of
-    /// the new one.
+    /// An embedding keeps its source in a saved index and in a log. Where it is replaced, its source is that
+    /// of the new one.
     ///
     /// ```
     /// use ernie_vil::index::EmbeddingIndex;
@@ -346,8 +346,8 @@ impl EmbeddingIndex {
     /// The tensors are `vectors`, `[embeddings, dimensions]`, F32, or I8 with `scales`, F32 `[embeddings,
     /// 1]`, to multiply with; and `ids`, U8 `[bytes]`, a JSON list of one string for each row. All are in
     /// the order in which they were added. The metadata has `format`, `fingerprint` and `sha256`, a
-    /// checksum of all of these. Where some embeddings have a [source](Self::set_source), the tensor `sources`, U8,
-    /// says which, with the checksum `sources_sha256`. Equal indices make equal files.
+    /// checksum of all of these. Where some embeddings have a [source](Self::set_source), the tensor
+    /// `sources`, U8, says which, with the checksum `sources_sha256`. Equal indices make equal files.
     ///
     /// # Errors
     /// [`Error::Index`] where the fingerprint is too long, [`Error::Io`] from the writer.
@@ -408,8 +408,8 @@ impl EmbeddingIndex {
         self.log.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// An empty index of the kind that a log belongs to, by the first sound header in it; none where it has no
-    /// such header.
+    /// An empty index of the kind that a log belongs to, by the first sound header in it; none where it has
+    /// no such header.
     ///
     /// # Errors
     /// [`Error::Index`] where the header is one of another format.
@@ -418,17 +418,17 @@ impl EmbeddingIndex {
     }
 
     /// Applies the records of a log, and returns how many bytes of it they take: all of them, unless the log
-    /// ends in the middle of a record, as after a crash. The caller cuts such an end off before appending to the
-    /// log.
+    /// ends in the middle of a record, as after a crash. The caller cuts such an end off before appending to
+    /// the log.
     ///
     /// Applied to an index that has the changes already, a log changes nothing but the order of ids that it
     /// removes and adds again. What is replayed is not recorded once more.
     ///
     /// # Errors
     /// [`Error::Index`], with the byte, where a record is damaged that was written whole, as one is that sound
-    /// records follow ([`salvage`](Self::salvage) goes on behind it); where the log belongs to an index of another
-    /// model, other dimensions or another [`VectorType`]; where it does not begin as a log does; or where a sound
-    /// record holds what cannot be applied. The records before it are applied by then.
+    /// records follow ([`salvage`](Self::salvage) goes on behind it); where the log belongs to an index of
+    /// another model, other dimensions or another [`VectorType`]; where it does not begin as a log does; or
+    /// where a sound record holds what cannot be applied. The records before it are applied by then.
     pub fn replay(&mut self, log: &[u8]) -> Result<usize> {
         let replayed = self.read_log(log, false)?;
         match replayed.damage.first() {
@@ -439,8 +439,8 @@ impl EmbeddingIndex {
 
     /// Applies all sound records of a log, also those behind damaged ones, and says what was damaged.
     ///
-    /// What a damaged record did is lost: an embedding is missing then, is the one before it was replaced, or is
-    /// there though it was removed.
+    /// What a damaged record did is lost: an embedding is missing then, is the one before it was replaced, or
+    /// is there though it was removed.
     ///
     /// # Errors
     /// As [`replay`](Self::replay), but for damaged records.

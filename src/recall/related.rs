@@ -49,8 +49,8 @@ pub struct Caption {
 ///
 /// # Errors
 /// [`Error::Pairs`] names the line, and says what the file is where it is no text in UTF-8. After a line that is no
-/// such object the next one can still be read; after one of more than 1 MiB, in a file that is no text, or where the
-/// source fails ([`Error::Io`]), the iterator ends.
+/// such object the next one can still be read; after one of more than 1 MiB, in a file that is no text, or
+/// where the source fails ([`Error::Io`]), the iterator ends.
 #[derive(Debug)]
 pub struct CaptionReader<R> {
     lines: PairReader<R>,

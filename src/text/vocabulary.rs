@@ -38,7 +38,8 @@ impl Vocabulary {
         let mut ids = HashMap::new();
         // That of UTF-8 stays in the first token, as in the original; others say that the text is none.
         json::without_mark(bytes).map_err(Error::Vocabulary)?;
-        // Every text is a vocabulary of some kind, so that these would only be missed for their special tokens.
+        // Every text is a vocabulary of some kind, so that these would only be missed for their special
+        // tokens.
         if let Some(what) = recognise(bytes) {
             return Err(Error::Vocabulary(format!("the file is {what}")));
         }

@@ -67,7 +67,8 @@ impl<'a> Renamed<'a> {
     pub fn new(source: &'a dyn TensorSource) -> Self {
         let mut names = BTreeMap::new();
         let theirs = source.names();
-        // By all of them and not by each: "pooler.dense.weight" is transposed in one scheme and not in another.
+        // By all of them and not by each: "pooler.dense.weight" is transposed in one scheme and not in
+        // another.
         let is_paddlenlp = theirs.iter().any(|name| has_paddlenlp_s_form(name));
         for theirs in theirs {
             // How many batches a normalisation's statistics were taken over, which only training asks for.
@@ -84,7 +85,8 @@ impl<'a> Renamed<'a> {
             let (ours, origin) = renamed.unwrap_or_else(|| (theirs.clone(), Origin::Same(theirs)));
             names.insert(ours, origin);
         }
-        // One of three that is there promises the others; where they are not, it keeps its name, and the whole is missing.
+        // One of three that is there promises the others; where they are not, it keeps its name, and the
+        // whole is missing.
         let has = |name: &String| source.shape(name).is_some();
         let (broken, mut names): (BTreeMap<_, _>, BTreeMap<_, _>) = names
             .into_iter()

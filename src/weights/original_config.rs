@@ -27,8 +27,8 @@ struct TextConfig {
     layer_norm_eps: Option<f64>,
 }
 
-/// The `config.json` of PaddleNLP's `ErnieViLModel`, a configuration for each tower; what is not said has the value that
-/// PaddleNLP gives it.
+/// The `config.json` of PaddleNLP's `ErnieViLModel`, a configuration for each tower; what is not said has the
+/// value that PaddleNLP gives it.
 #[derive(Deserialize)]
 struct PaddleNlp {
     text_config: PaddleNlpText,
@@ -168,9 +168,9 @@ impl PaddleNlp {
 }
 
 /// Reads the text tower's sizes from a configuration file of the original (`text_model_config`), of Hugging
-/// Face's `ErnieModel`, or of PaddleNLP's `ErnieViLModel`, which has those of both towers. Keys that do not matter to inference are ignored. So are those of the sentence-type and
-/// task-type tables, as the original ignores them: whether a model has these tables is seen in its weights
-/// ([`infer_type_tables`]).
+/// Face's `ErnieModel`, or of PaddleNLP's `ErnieViLModel`, which has those of both towers. Keys that do not
+/// matter to inference are ignored. So are those of the sentence-type and task-type tables, as the original
+/// ignores them: whether a model has these tables is seen in its weights ([`infer_type_tables`]).
 ///
 /// # Errors
 /// [`Error::Config`] where it is not JSON, where a size is missing or out of range, and where
@@ -235,8 +235,8 @@ struct VisionConfig {
 
 /// Reads the image tower's sizes from a file with the arguments of the original's vision
 /// transformer: `img_size`, `patch_size`, `embed_dim`, `depth`, `num_heads`, and where they are not
-/// the usual ones `mlp_ratio` (4) and `epsilon` (1e-6). Also from the `config.json` of PaddleNLP's `ErnieViLModel`, which
-/// has the sizes of both towers.
+/// the usual ones `mlp_ratio` (4) and `epsilon` (1e-6). Also from the `config.json` of PaddleNLP's
+/// `ErnieViLModel`, which has the sizes of both towers.
 ///
 /// # Errors
 /// [`Error::Config`] where it is not JSON, where a size is missing or out of range, and where

@@ -11,8 +11,9 @@ use crate::{Error, Result};
 
 /// Paddle's table of the tensors that were cut into parts.
 const CUT_TENSORS: &str = "UnpackBigParamInfor@@";
-/// The data of all tensors together may be so many times as long as the file: an array may be there under several names,
-/// as tied weights are, but a small file of a large array under thousands of names would take hours.
+/// The data of all tensors together may be so many times as long as the file: an array may be there under
+/// several names, as tied weights are, but a small file of a large array under thousands of names would take
+/// hours.
 const MOST_SHARED: usize = 8;
 /// Where a training checkpoint keeps the model among others, the first that is there.
 const MODEL_KEYS: [&str; 2] = ["model", "state_dict"];
@@ -53,8 +54,8 @@ impl<'a> Checkpoint<'a> {
     /// # Errors
     /// [`Error::Weights`] where the bytes are not a pickle or ask for more than plain data and arrays
     /// (see [`parse`]), where there is no dictionary of tensors, where there are several and none is
-    /// called `model` or `state_dict`, where a tensor's data is not as long as its shape asks for, and where tensors
-    /// share so much data that all of them are more than eight times as long as the file.
+    /// called `model` or `state_dict`, where a tensor's data is not as long as its shape asks for, and where
+    /// tensors share so much data that all of them are more than eight times as long as the file.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
         let pickle = parse(bytes)?;
         let root = pickle.root();
@@ -271,8 +272,9 @@ fn lookup<'a>(pickle: &Pickle<'a>, dict: Value<'a>, key: &str) -> Option<Value<'
         .map(|&(_, value)| value)
 }
 
-/// Entries from the last one to the first. Those whose key is not only equal to that of a later one but stands at the
-/// same place of the file are left out: a long key that is used again and again is looked at once.
+/// Entries from the last one to the first. Those whose key is not only equal to that of a later one but
+/// stands at the same place of the file are left out: a long key that is used again and again is looked at
+/// once.
 fn latest<'e, 'a>(
     entries: &'e [(Value<'a>, Value<'a>)],
 ) -> impl Iterator<Item = (Value<'a>, Value<'a>)> + use<'e, 'a> {

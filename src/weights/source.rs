@@ -160,7 +160,8 @@ impl TensorSource for SafetensorsFile<'_> {
     }
 }
 
-/// The error for a file that is none of these: what it is where that is known, and else what is wrong with it.
+/// The error for a file that is none of these: what it is where that is known, and else what is wrong with
+/// it.
 pub(super) fn no_safetensors(start: &[u8], problem: String) -> Error {
     let what = match (start, recognise(start)) {
         ([], _) => Some(mistaken(start)),
@@ -349,7 +350,8 @@ impl Tensors {
 ///
 /// # Errors
 /// [`Error::Weights`] with all tensors that are missing or have another shape; the first twenty of
-/// each by name. Where some are missing it says what the file holds instead, and where all are, whose names are known.
+/// each by name. Where some are missing it says what the file holds instead, and where all are, whose names
+/// are known.
 ///
 /// ```
 /// use ernie_vil::weights::{SafetensorsFile, check};
@@ -392,7 +394,8 @@ pub fn check(source: &dyn TensorSource, expected: &[(String, Vec<usize>)]) -> Re
     weights(lists.into_iter().flatten().collect::<Vec<_>>().join("\n"))
 }
 
-/// What a source holds beside the tensors that are expected of it, in a sentence; `None` where that is nothing.
+/// What a source holds beside the tensors that are expected of it, in a sentence; `None` where that is
+/// nothing.
 pub(super) fn holdings(source: &dyn TensorSource, expected: &[(String, Vec<usize>)]) -> Option<String> {
     const MOST: usize = 6;
     let expected: BTreeSet<_> = expected.iter().map(|(name, _)| name.as_str()).collect();

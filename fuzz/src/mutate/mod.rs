@@ -1,5 +1,5 @@
-//! Changes valid files by their structure: what lies behind a checksum, a length or a table is reached seldom by changing
-//! bytes.
+//! Changes valid files by their structure: what lies behind a checksum, a length or a table is reached seldom
+//! by changing bytes.
 //!
 //! Everything is a function of a seed, so that what failed is made again.
 
@@ -21,8 +21,8 @@ pub fn mutate(target: &str, bytes: &[u8], seed: u64, most: usize) -> Vec<u8> {
     changed
 }
 
-/// As [`mutate`], in the place of the first `size` bytes of `data`, for every other seed: of libFuzzer's own changes one
-/// leads to the next. Returns the new size.
+/// As [`mutate`], in the place of the first `size` bytes of `data`, for every other seed: of libFuzzer's own
+/// changes one leads to the next. Returns the new size.
 #[allow(dead_code, reason = "for libFuzzer")]
 pub fn in_place(target: &str, data: &mut [u8], size: usize, most: usize, seed: u32) -> Option<usize> {
     if seed.is_multiple_of(2) {

@@ -59,8 +59,8 @@ pub fn lines(random: &mut Random, bytes: &[u8], most: usize) -> Vec<u8> {
     joined
 }
 
-/// Cuts JSON, or what is written like it, into its tokens: strings with their quotes, numbers and words, single signs and
-/// the space between.
+/// Cuts JSON, or what is written like it, into its tokens: strings with their quotes, numbers and words,
+/// single signs and the space between.
 fn tokens(bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut tokens = Vec::new();
     let mut rest = bytes;

@@ -1,4 +1,5 @@
-//! Arithmetic coding: ITU-T T.81 annex D and sections F.1.4, F.2.4 and G.1.3, with what libjpeg-turbo makes of damage.
+//! Arithmetic coding: ITU-T T.81 annex D and sections F.1.4, F.2.4 and G.1.3, with what libjpeg-turbo makes
+//! of damage.
 
 use super::frame::{Headers, Scan, ZIGZAG};
 use super::huffman::BitReader;
@@ -6,8 +7,8 @@ use super::idct::Block;
 use super::scan::Coding;
 use crate::{Error, Result};
 
-/// A state of the estimation of probabilities: the size of the less probable interval, the states after it and after the
-/// more probable one, and whether the more probable symbol changes with the first.
+/// A state of the estimation of probabilities: the size of the less probable interval, the states after it
+/// and after the more probable one, and whether the more probable symbol changes with the first.
 type State = (u16, u8, u8, bool);
 
 /// Table D.3.
@@ -109,8 +110,9 @@ impl Coder {
         }
     }
 
-    /// A value that is not 0 without its sign, and the power of two under it. The first symbols of its size are in the
-    /// bin `at` (for AC coefficients two), the others and its lower bits from `tail` on. `None`: it has too many bits.
+    /// A value that is not 0 without its sign, and the power of two under it. The first symbols of its size
+    /// are in the bin `at` (for AC coefficients two), the others and its lower bits from `tail` on. `None`:
+    /// it has too many bits.
     fn value(
         &mut self,
         bits: &mut BitReader,

@@ -95,8 +95,8 @@ pub(super) struct Headers<'a> {
     pub steps: [Option<[u16; 64]>; 4],
     pub dc_tables: [Option<TableSpec>; 4],
     pub ac_tables: [Option<TableSpec>; 4],
-    /// Of arithmetic coding by the number of the table: the bounds of small DC differences, in bits, and the last
-    /// coefficient of low frequency.
+    /// Of arithmetic coding by the number of the table: the bounds of small DC differences, in bits, and the
+    /// last coefficient of low frequency.
     pub conditioning: [(u32, u32); 16],
     pub low_frequencies: [u8; 16],
     pub restart_interval: usize,

@@ -405,7 +405,8 @@ impl<'a> BitReader<'a> {
         None
     }
 
-    /// The next byte of arithmetic coding, which needs no bits read ahead: behind the marker zeros belong to the data.
+    /// The next byte of arithmetic coding, which needs no bits read ahead: behind the marker zeros belong to
+    /// the data.
     #[inline(always)]
     pub fn byte(&mut self) -> u8 {
         if self.marker != 0 || self.at_end {

@@ -10,10 +10,10 @@
 //! hierarchical coding and 12 bits are errors. The Exif orientation is left to the caller.
 //!
 //! Damage: wrong codes and missing restart markers leave a flawed picture and are no error. A file
-//! that ends early is one if it has several scans or is arithmetic coded; if it has one scan of Huffman codes, the rows
-//! that are missing repeat the last one that is not. Two cases differ from the original: where not even one row of blocks is
-//! there, it returns what happened to be in memory, and this an error; and it cannot smooth a
-//! progressive image of a single row of MCUs whose scans are incomplete, and this can.
+//! that ends early is one if it has several scans or is arithmetic coded; if it has one scan of Huffman
+//! codes, the rows that are missing repeat the last one that is not. Two cases differ from the original:
+//! where not even one row of blocks is there, it returns what happened to be in memory, and this an error;
+//! and it cannot smooth a progressive image of a single row of MCUs whose scans are incomplete, and this can.
 
 mod arithmetic;
 mod colour;
@@ -36,15 +36,16 @@ use output::Output;
 use scan::{AcFirst, AcRefinement, Coding, DcFirst, DcRefinement, Place, Sequential, Sink, Stalled, Walk};
 use smoothing::Progress;
 
-/// How often the scans may visit the blocks of an image: this often on average, and as many times more for each byte of
-/// the file. An encoder's usual progression needs about six visits, the longest that optimisers try out need a dozen.
-/// Without a limit a small file could ask for work without end.
+/// How often the scans may visit the blocks of an image: this often on average, and as many times more for
+/// each byte of the file. An encoder's usual progression needs about six visits, the longest that optimisers
+/// try out need a dozen. Without a limit a small file could ask for work without end.
 const VISITS: u64 = 24;
 const VISITS_A_BYTE: u64 = 16;
 
-/// How many symbols arithmetic coding may have, for each block and for each byte of the file. A byte may hold thousands
-/// of symbols that are nearly certain, and behind the last byte symbols go on, so the file's length alone limits nothing.
-/// Nearly certain are at most those that say of each coefficient of a block whether it is 0.
+/// How many symbols arithmetic coding may have, for each block and for each byte of the file. A byte may hold
+/// thousands of symbols that are nearly certain, and behind the last byte symbols go on, so the file's length
+/// alone limits nothing. Nearly certain are at most those that say of each coefficient of a block whether it
+/// is 0.
 const SYMBOLS: u64 = 96;
 const SYMBOLS_A_BYTE: u64 = 256;
 
@@ -97,8 +98,8 @@ fn no_frame() -> Error {
 ///
 /// # Errors
 /// [`Error::Image`] where the file is none that this decodes, where its headers or tables are
-/// damaged, where the data ends before the first row of blocks or, in a file of several scans or with arithmetic coding,
-/// before its end marker, and where the scans ask for more work than the limit.
+/// damaged, where the data ends before the first row of blocks or, in a file of several scans or with
+/// arithmetic coding, before its end marker, and where the scans ask for more work than the limit.
 pub fn decode(bytes: &[u8]) -> Result<(u32, u32, Vec<u8>)> {
     let picture = Picture::open(bytes)?;
     let (width, height) = picture.size();
@@ -153,7 +154,8 @@ impl<'a> Picture<'a> {
         blocks(&self.frame) * (size_of::<Block>() + size_of::<u64>()) as u64
     }
 
-    /// Hands the rows to what `rows` makes. It may be asked for a second one, which gets all rows from the first on.
+    /// Hands the rows to what `rows` makes. It may be asked for a second one, which gets all rows from the
+    /// first on.
     pub fn read<R: Rows>(mut self, rows: impl Fn() -> R) -> Result<R> {
         let mut first = rows();
         if self.read_rows(&mut first, false)? {
@@ -165,8 +167,8 @@ impl<'a> Picture<'a> {
         Ok(second)
     }
 
-    /// `false`: the data ends early, and only reading it again `tracked`, which is slower, tells what libjpeg would
-    /// have made of the end.
+    /// `false`: the data ends early, and only reading it again `tracked`, which is slower, tells what libjpeg
+    /// would have made of the end.
     fn read_rows(&mut self, rows: &mut dyn Rows, tracked: bool) -> Result<bool> {
         let Self { headers, frame, scan } = self;
         if scan.components.len() < frame.components.len() || frame.progressive {
@@ -311,7 +313,8 @@ impl<L: Level> Sink for Samples<'_, '_, L> {
     }
 }
 
-/// Decodes a file of one scan strip by strip. Returns `false`, unless it is `TRACKED`, if Huffman codes end early.
+/// Decodes a file of one scan strip by strip. Returns `false`, unless it is `TRACKED`, if Huffman codes end
+/// early.
 fn decode_single<const TRACKED: bool, C: Coding>(
     headers: &Headers,
     frame: &Frame,
@@ -382,8 +385,8 @@ impl<C: Coding> Task for SingleStrip<'_, '_, C> {
 /// The coefficients of a component, in rows of blocks for whole MCUs.
 struct Coefficients {
     blocks: Vec<Block>,
-    /// Of each block a bit for each coefficient that is not 0, by its place, DC aside. A scan may have nothing to tell of
-    /// very many blocks, which then need not be looked at themselves.
+    /// Of each block a bit for each coefficient that is not 0, by its place, DC aside. A scan may have
+    /// nothing to tell of very many blocks, which then need not be looked at themselves.
     coded: Vec<u64>,
     /// Blocks in a row.
     stride: usize,

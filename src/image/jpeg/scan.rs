@@ -14,8 +14,9 @@ pub(super) trait Coding {
     fn block(&mut self, bits: &mut BitReader, place: usize, block: &mut Block) -> Result<()>;
     /// A restart marker was passed.
     fn restart(&mut self);
-    /// Passes over the next blocks of which nothing is coded, at most `most`; returns how many those are. `zeros` tells
-    /// how many of the next blocks, at most as many as it is asked for, have no coefficient of the scan yet.
+    /// Passes over the next blocks of which nothing is coded, at most `most`; returns how many those are.
+    /// `zeros` tells how many of the next blocks, at most as many as it is asked for, have no coefficient of
+    /// the scan yet.
     #[inline(always)]
     fn skip(&mut self, _most: usize, _zeros: impl FnOnce(usize) -> usize) -> usize {
         0

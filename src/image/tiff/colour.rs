@@ -8,7 +8,8 @@ use crate::Result;
 pub(super) enum Colours {
     /// An index of this many bits into a table, 8 at most. Of 16 bits the upper 8 count.
     Table { bits: u16, table: Vec<[u8; 3]> },
-    /// Grey of 8 or 16 bits in a plane of its own. libtiff does not invert it and rounds 16 bits, unlike elsewhere.
+    /// Grey of 8 or 16 bits in a plane of its own. libtiff does not invert it and rounds 16 bits, unlike
+    /// elsewhere.
     Grey { wide: bool, alpha: bool },
     /// 8 or 16 bits, multiplied with an alpha or not.
     Rgb { wide: bool, alpha: bool },

@@ -1,4 +1,5 @@
-//! The fax codes of ITU-T T.4 (group 3, of one and two dimensions, and TIFF's compression 2) and T.6 (group 4).
+//! The fax codes of ITU-T T.4 (group 3, of one and two dimensions, and TIFF's compression 2) and T.6
+//! (group 4).
 //!
 //! Own code, since the pixels of a damaged row are libtiff's too: a wrong code ends the row, what follows of
 //! it is white, and decoding goes on with the next end-of-line code in group 3, at the next bit elsewhere.
@@ -197,7 +198,8 @@ pub(super) struct Fax {
     reference: Runs,
 }
 
-/// White and black runs in turn. Those behind the last one are of earlier rows: damaged data may refer to them.
+/// White and black runs in turn. Those behind the last one are of earlier rows: damaged data may refer to
+/// them.
 #[derive(Default)]
 struct Runs {
     values: Vec<u32>,
@@ -316,7 +318,8 @@ impl Fax {
         }
     }
 
-    /// Decodes rows of `row` bytes into `out`, which holds zeros. Where the data ends early, the rest stays so.
+    /// Decodes rows of `row` bytes into `out`, which holds zeros. Where the data ends early, the rest stays
+    /// so.
     pub fn decode(&mut self, data: &[u8], reversed: bool, row: usize, out: &mut [u8]) {
         let mut bits = Bits {
             data,

@@ -7,14 +7,15 @@
 //! | compression | none, PackBits, LZW (also as libtiff wrote it first), Deflate, fax (groups 3 and 4, RLE), JPEG |
 //! | pixels | black and white, grey, palettes, RGB, CMYK, YCbCr; with an alpha, which colours are multiplied with |
 //!
-//! Everything else is an error that says what was found, also where libtiff makes a black picture of a compression
-//! that it does not know. Some tiles are read rightly, which OpenCV does not: those of 16-bit grey, of grey with
-//! alpha and of YCbCr in blocks of 4 x 4 that reach beyond the picture, and those that an orientation mirrors.
+//! Everything else is an error that says what was found, also where libtiff makes a black picture of a
+//! compression that it does not know. Some tiles are read rightly, which OpenCV does not: those of 16-bit
+//! grey, of grey with alpha and of YCbCr in blocks of 4 x 4 that reach beyond the picture, and those that an
+//! orientation mirrors.
 //!
 //! What a strip holds may be damaged: as in libtiff, what comes before the damage is kept and the rest of the
-//! strip is zeros. Where strips lie may not: they have to be inside of the file and may not overlap, so that a
-//! small file cannot ask for much work. Time grows with the file's bytes and the pixels, those of tiles beyond the
-//! picture included, whose number is limited.
+//! strip is zeros. Where strips lie may not: they have to be inside of the file and may not overlap, so that
+//! a small file cannot ask for much work. Time grows with the file's bytes and the pixels, those of tiles
+//! beyond the picture included, whose number is limited.
 
 mod colour;
 mod directory;
@@ -101,8 +102,8 @@ fn error(message: impl Display) -> Error {
 /// Colours of 16 bits are rounded to 8, grey is cut, signed samples are taken for unsigned ones; colours are
 /// multiplied with an unassociated alpha; the orientation is applied.
 ///
-/// Memory: 3 bytes a pixel, and for the strip or tile in hand its samples as they are stored, or up to 13 bytes a pixel
-/// of a JPEG stream.
+/// Memory: 3 bytes a pixel, and for the strip or tile in hand its samples as they are stored, or up to 13
+/// bytes a pixel of a JPEG stream.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
     let (width, height) = Directory::size(bytes)?;
     limits.check(Format::Tiff, width, height)?;

@@ -133,8 +133,8 @@ impl<'a> Streams<'a> {
         })
     }
 
-    /// Decodes a stream of up to `most_rows` rows: its width and its pixels. `check_memory` is asked whether it may take so
-    /// many bytes.
+    /// Decodes a stream of up to `most_rows` rows: its width and its pixels. `check_memory` is asked whether
+    /// it may take so many bytes.
     fn decode(
         &mut self,
         stream: &[u8],

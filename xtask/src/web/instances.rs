@@ -1,14 +1,15 @@
 //! The generated JavaScript of a module, made to give any number of instances of the module.
 //!
-//! As wasm-bindgen writes it for `--target web`, a file of JavaScript is one instance for its whole life. An instance that has
-//! trapped is of no use any more, and with it, in a thread that goes on, the file. Here the text becomes a function that
-//! makes instances; what the file exports belongs to the first of them.
+//! As wasm-bindgen writes it for `--target web`, a file of JavaScript is one instance for its whole life. An
+//! instance that has trapped is of no use any more, and with it, in a thread that goes on, the file. Here the
+//! text becomes a function that makes instances; what the file exports belongs to the first of them.
 
 /// What all instances have around them.
 ///
-/// A future of the module runs in tasks of its own. What a trap throws there, no call can throw: it ends a process of Node, and
-/// a page waits for ever. It goes to whoever asked for it by `whenStopped`. After that, and after `abandon`, the callbacks of
-/// the garbage collector stay out of the instance, whose memory may be in any state.
+/// A future of the module runs in tasks of its own. What a trap throws there, no call can throw: it ends a
+/// process of Node, and a page waits for ever. It goes to whoever asked for it by `whenStopped`. After that,
+/// and after `abandon`, the callbacks of the garbage collector stay out of the instance, whose memory may be
+/// in any state.
 const BEFORE: &str = "\
 /**
  * Makes an instance of the module that shares nothing with the others.

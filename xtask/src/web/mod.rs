@@ -52,8 +52,9 @@ const SHARED_MEMORY: &[&str] = &[
     "--export=__tls_base",
 ];
 
-/// Bytes of TypeScript's output after gzip, all files together, as a page's bundler would have them. Of these 1,500 keep
-/// folders locked in Node, Deno and Bun, which a page has no use for; but a worker is one file, which nothing can be left out of.
+/// Bytes of TypeScript's output after gzip, all files together, as a page's bundler would have them. Of these
+/// 1,500 keep folders locked in Node, Deno and Bun, which a page has no use for; but a worker is one file,
+/// which nothing can be left out of.
 const SCRIPTS_LIMIT: u64 = 33_000;
 
 /// One compiled form of the library.
