@@ -101,11 +101,7 @@ impl Files {
 
     /// Checks that no output is one of the inputs, nor holds one.
     pub fn check(&self) -> Result<()> {
-        let inputs: HashMap<Identity, &Path> = self
-            .inputs
-            .iter()
-            .filter_map(|path| Some((Identity::of(path)?, path.as_path())))
-            .collect();
+        let inputs = by_identity(&self.inputs);
         for output in &self.outputs {
             if let Some(input) = Identity::of(output).and_then(|identity| inputs.get(&identity)) {
                 bail!(
@@ -115,11 +111,7 @@ impl Files {
                 );
             }
         }
-        let folders: HashMap<Identity, &Path> = self
-            .output_folders
-            .iter()
-            .filter_map(|path| Some((Identity::of(path)?, path.as_path())))
-            .collect();
+        let folders = by_identity(&self.output_folders);
         for input in &self.inputs {
             let Ok(real) = fs::canonicalize(input) else {
                 continue;
@@ -156,11 +148,7 @@ impl Files {
     /// Checks that no output is a picture of the folder, nor a link to one. The index itself may lie in the
     /// folder.
     fn check_pictures(&self) -> Result<()> {
-        let outputs: HashMap<Identity, &Path> = self
-            .outputs
-            .iter()
-            .filter_map(|path| Some((Identity::of(path)?, path.as_path())))
-            .collect();
+        let outputs = by_identity(&self.outputs);
         // Most often there is no index yet, and nothing to compare.
         let mut folders: Vec<PathBuf> = self.pictures.iter().cloned().collect();
         while let (Some(folder), false) = (folders.pop(), outputs.is_empty()) {
@@ -189,6 +177,14 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// The paths at which there is something, by what it is.
+fn by_identity(paths: &[PathBuf]) -> HashMap<Identity, &Path> {
+    let found = paths
+        .iter()
+        .filter_map(|path| Some((Identity::of(path)?, path.as_path())));
+    found.collect()
 }
 
 /// Where a file of this name really lies, and with it what is written beside it.
