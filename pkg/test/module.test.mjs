@@ -151,7 +151,9 @@ test("a module without memory rejects the call, and the next call has another", 
     }
   };
   try {
-    const model = await ErnieVil.load(scenes, { device: "cpu" });
+    // Not an instance that an earlier test has left free: its memory would not be among them.
+    const modules = await own((glue) => glue.create());
+    const model = await ErnieVil.load(scenes, { device: "cpu", modules });
     const [text, image] = [await model.embedText([caption]), await model.embedImages([picture])];
     const calls = {
       rejected: () => model.embedImages(Array(200).fill(picture), { batchSize: 200 }),
