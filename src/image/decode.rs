@@ -219,10 +219,8 @@ pub(super) fn read(bytes: &[u8], limits: &Limits, crop: Option<&Preprocessor>) -
 /// Makes an error of a decoder's panic, where panics unwind.
 ///
 /// In a module for JavaScript they do not, so every decoder is to be given nothing that it panics at: what
-/// that is, for which version of its crate, its module here says. None is known for `png` 0.18.1 and our own
-/// decoders as they are called, and one for `image-webp` 0.2.4, which only its decoding would find: the
-/// lengths of a lossless picture's prefix code whose check wraps (1, 1, 1, 2, 3, ..., 14, 15, 15). A module
-/// that stops at it is loaded again by the package.
+/// that is, for which version of its crate, its module here says. None is known for `png` 0.18.1, for
+/// `image-webp` 0.2.4 and for our own decoders as they are called.
 fn guarded(format: Format, read: impl FnOnce() -> Result<Pixels>) -> Result<Pixels> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|_| {
         Err(Error::Image(format!(
@@ -290,16 +288,6 @@ pub(super) fn rgb_of_grey(data: &[u8], step: usize) -> Vec<u8> {
         *pixel = [grey; 3];
     }
     rgb.into_flattened()
-}
-
-/// Drops every fourth byte.
-pub(super) fn rgb_of_rgba(mut data: Vec<u8>) -> Vec<u8> {
-    let pixels = data.len() / 4;
-    for pixel in 0..pixels {
-        data.copy_within(4 * pixel..4 * pixel + 3, 3 * pixel);
-    }
-    data.truncate(3 * pixels);
-    data
 }
 
 #[cfg(test)]

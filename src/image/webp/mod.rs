@@ -1,8 +1,12 @@
 //! WebP as OpenCV reads it, which is by libwebp.
 //!
-//! The `image-webp` crate sees a file of nothing but the frame and its alpha. Its own look through the file
-//! (0.2.4) refuses an extended header that promises metadata which is absent, and does not compare the sizes
-//! of header and frame before it reserves memory.
+//! The `image-webp` crate sees a file of nothing but a lossy frame. Its own look through the file (0.2.4) refuses an
+//! extended header that promises metadata which is absent, and does not compare the sizes of header and frame before
+//! it reserves memory. Its lossless decoder panics at a prefix code whose check wraps (lengths of 1, 1, 1, 2, 3, ...,
+//! 14, 15, 15) and takes up to 260 bytes of memory for each byte of a file, so lossless frames and alpha have a
+//! decoder of their own (`lossless`).
+
+mod lossless;
 
 use std::fmt::Display;
 
@@ -11,7 +15,7 @@ use image::codecs::webp::WebPDecoder;
 
 use super::Pixels;
 use super::chain::Chain;
-use super::decode::{Format, Limits, rgb_of_rgba};
+use super::decode::{Format, Limits};
 use crate::{Error, Result};
 
 /// Bits of the extended header.
@@ -25,6 +29,7 @@ fn damaged(message: impl Display) -> Error {
 /// What makes the image.
 struct Frame<'a> {
     lossless: bool,
+    /// Of a lossless frame up to the end of the file: libwebp reads on behind the chunk.
     body: &'a [u8],
     alpha: Option<&'a [u8]>,
     width: u32,
@@ -35,40 +40,29 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Pixels> {
     let frame = Frame::find(bytes)?;
     let (width, height) = (frame.width, frame.height);
     limits.check(Format::WebP, width, height)?;
-    // Luma, two planes of half the width and height, a byte of alpha with its scratch, and the result of 4
-    // bytes. Of a lossless image the pixels and what its transforms add.
+    if frame.lossless {
+        return Pixels::new(width, height, lossless::decode(frame.body, limits)?);
+    }
+    // Luma, two planes of half the width and height, and the result of 3 bytes.
     let pixels = u64::from(width) * u64::from(height);
-    limits.check_memory(Format::WebP, width, height, 8 * pixels)?;
+    limits.check_memory(Format::WebP, width, height, 6 * pixels)?;
+    if let Some(alpha) = frame.alpha {
+        lossless::check_alpha(alpha, width, height, limits)?;
+    }
 
     let size = |length: usize| (length as u32).to_le_bytes();
-    let minus_one = |side: u32| (side - 1).to_le_bytes();
-    let name = if frame.lossless { b"VP8L" } else { b"VP8 " };
-    let (pad, even) = (&[0][..], &[][..]);
-    let padding = |length: usize| if length % 2 == 1 { pad } else { even };
-    let mut head = b"RIFF\0\0\0\0WEBP".to_vec();
-    if let Some(alpha) = frame.alpha {
-        head.extend([b"VP8X", &size(10)[..], &[ALPHA, 0, 0, 0]].concat());
-        head.extend([width, height].map(minus_one).iter().flat_map(|side| &side[..3]));
-        head.extend([b"ALPH", &size(alpha.len())[..]].concat());
-    }
-    let alpha = frame.alpha.unwrap_or_default();
-    let middle = [padding(alpha.len()), name, &size(frame.body.len())].concat();
-    let length = head.len() + alpha.len() + middle.len() + frame.body.len() + frame.body.len() % 2;
-    head[4..8].copy_from_slice(&size(length - 8));
-    let chain = Chain::new([&head, alpha, &middle, frame.body, padding(frame.body.len())]);
+    let pad = &[0][..frame.body.len() % 2];
+    let length = 12 + frame.body.len() + pad.len();
+    let head = [b"RIFF", &size(length)[..], b"WEBPVP8 ", &size(frame.body.len())].concat();
+    let chain = Chain::new([&head, frame.body, pad]);
 
     let decoder = WebPDecoder::new(chain).map_err(damaged)?;
     if decoder.dimensions() != (width, height) {
         return Err(damaged("two sizes of one frame"));
     }
-    let channels = if decoder.color_type().has_alpha() { 4 } else { 3 };
-    let mut data = vec![0; width as usize * height as usize * channels];
+    let mut data = vec![0; width as usize * height as usize * 3];
     decoder.read_image(&mut data).map_err(damaged)?;
-    Pixels::new(
-        width,
-        height,
-        if channels == 4 { rgb_of_rgba(data) } else { data },
-    )
+    Pixels::new(width, height, data)
 }
 
 impl<'a> Frame<'a> {
@@ -89,6 +83,7 @@ impl<'a> Frame<'a> {
             match (name, canvas) {
                 (b"VP8 " | b"VP8L", _) => {
                     let lossless = name == b"VP8L";
+                    let after = rest;
                     let (width, height) = size_of(body, lossless).ok_or_else(cut)?;
                     let (across, down) = canvas.unwrap_or((width, height));
                     if (width, height) != (across, down) {
@@ -98,7 +93,7 @@ impl<'a> Frame<'a> {
                     }
                     return Ok(Self {
                         lossless,
-                        body,
+                        body: if lossless { after } else { body },
                         // A lossless frame has an alpha of its own.
                         alpha: alpha.filter(|_| !lossless),
                         width,
