@@ -259,7 +259,7 @@ fn shipped_by_npm(lock: &Value) -> Vec<(String, String)> {
 /// The licences that the rules allow: the strings in the list `allow` of the table `[licenses]`.
 fn allowed(rules: &str) -> Result<Vec<&str>, String> {
     let list = rules
-        .split_once("\n[licenses]\n")
+        .split_once("\n[licenses]")
         .and_then(|(_, table)| table.split_once("\nallow = ["))
         .and_then(|(_, list)| list.split_once(']'));
     let (list, _) = list.ok_or_else(|| format!("{RULES} has no list 'allow' in [licenses]."))?;
