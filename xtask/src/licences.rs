@@ -101,7 +101,13 @@ fn check(options: &Options) -> Result<(), String> {
     let mut counts = BTreeMap::<String, usize>::new();
     for product in [options.binary(), cuda, crate::web::product()] {
         let packages = product.packages()?;
-        println!("{}: {} crates are linked.", product.shown(), packages.len());
+        // A crate whose licence text is nowhere is found now, and not when it is to be shipped.
+        let size = texts(product.name, &packages)?.len().div_ceil(1000);
+        println!(
+            "{}: {} crates, {size} kB of licences.",
+            product.shown(),
+            packages.len()
+        );
         for package in packages {
             if !permitted(&package.licence, &allowed)? {
                 refused.push(format!("{} ({})", package.title(), package.licence));
