@@ -19,7 +19,7 @@ const VULKAN_PACKAGE: &str = "mesa-vulkan-drivers";
 const FUZZ_SECONDS: &str = "600";
 const SOAK_SECONDS: &str = "300";
 /// What the comparison with ONNX Runtime imports (benches/peers/requirements.txt).
-const PEERS: &str = "import cv2, numpy, onnx, onnxruntime, safetensors";
+const PEERS: &str = "import numpy, onnx, onnxruntime, PIL, safetensors";
 
 /// What is on this machine, where it need not be.
 struct Tools {
