@@ -52,6 +52,36 @@ pub fn succeeds(mut command: Command) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
+/// Runs the command and returns what it prints on standard output; its standard error is passed on.
+///
+/// # Errors
+/// A sentence that names the command, where it cannot be started or fails.
+pub fn output(command: &mut Command) -> Result<String, String> {
+    captured(command.stderr(Stdio::inherit())).map(|(output, _)| output)
+}
+
+/// Runs the command and returns what it prints on standard output and on standard error.
+///
+/// # Errors
+/// As those of [`output`].
+pub fn output_and_errors(command: &mut Command) -> Result<(String, String), String> {
+    captured(command.stderr(Stdio::piped()))
+}
+
+fn captured(command: &mut Command) -> Result<(String, String), String> {
+    let output = command.output().map_err(|error| cannot_run(command, &error))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (found, errors) = (text(&output.stdout), text(&output.stderr));
+    match output.status.success() {
+        true => Ok((found, errors)),
+        false => Err(format!(
+            "'{}' failed: {}\n{errors}",
+            shown(command),
+            output.status
+        )),
+    }
+}
+
 /// Shows the command and runs it.
 ///
 /// # Errors
@@ -139,7 +169,17 @@ mod tests {
         let mut missing = program("no-such-program-at-all", &[]);
         assert!(run(&mut missing).unwrap_err().contains("no-such-program-at-all"));
         assert!(run_tests(&mut missing, of_cargo_test).1.is_err());
+        assert!(output(&mut missing).is_err());
         assert!(!succeeds(missing));
+    }
+
+    #[test]
+    fn outputs_are_captured() {
+        let mut both = program("sh", &["-c", "echo out; echo err >&2"]);
+        assert_eq!(output_and_errors(&mut both), Ok(("out\n".into(), "err\n".into())));
+        let mut failed = program("sh", &["-c", "echo err >&2; exit 3"]);
+        let message = output_and_errors(&mut failed).unwrap_err();
+        assert!(message.contains("exit status: 3\nerr"), "{message}");
     }
 
     #[test]

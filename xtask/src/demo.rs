@@ -65,7 +65,14 @@ fn build() -> Result<(), String> {
     if !is_installed() {
         checked(&mut npm(&["ci", "--ignore-scripts", "--no-audit", "--no-fund"]))?;
     }
-    checked(&mut npm(&["run", "build"]))
+    checked(&mut npm(&["run", "build"]))?;
+    // The page ships the package's modules, so that their licences go with it.
+    let (from, to) = (
+        root().join(web::LICENCES),
+        root().join(PAGE).join("dist/THIRD-PARTY-LICENSES.txt"),
+    );
+    let copied = std::fs::copy(from, &to).map_err(|error| format!("{}: {error}", to.display()));
+    copied.map(|_| ())
 }
 
 /// Whether the packages are those of the lock file, as far as the files' times tell.

@@ -4,6 +4,8 @@ mod command;
 mod counts;
 mod demo;
 mod fuzz;
+mod licences;
+mod package;
 mod scenes;
 mod test;
 mod toolchain;
@@ -14,8 +16,10 @@ use std::process::ExitCode;
 const HELP: &str = "\
 Usage: cargo xtask VERB
 
-  test [--dry-run]
-      Sets up and runs every check that a change has to pass: formatting, lints, documentation, tests.
+  test [--all] [--dry-run]
+      Sets up and runs every check that a change has to pass: formatting, licences, lints, documentation, tests.
+      --all adds what takes hours: ten minutes of fuzzing for each parser, the server under bad clients, the crate
+      built from its package, cargo-deny's rules and the comparison with ONNX Runtime, where these are installed.
       With --dry-run it only shows the commands.
 
   fuzz [mutate] [TARGET] [SECONDS]
@@ -36,6 +40,15 @@ Usage: cargo xtask VERB
 
   demo [--port P] [--fast] [--no-serve]
       Builds the npm package and the demo page in www/, serves the page (on port 4173) and prints its address.
+
+  package
+      Checks the list of files in the crate's package: that what the code embeds is in it, that tests and the like
+      are not, and that crates.io would accept its size.
+
+  licences [--output FILE] [--features F] [--target TRIPLE]
+      Checks the licences of all crates in the binary and in the WebAssembly modules, and of the npm packages that
+      are shipped, by the list in deny.toml. With --output it writes the licence texts of the crates in the binary,
+      which have to go with it; --features and --target are what the binary was built with.
 
 It works from any folder of the main workspace. The exit code is 0, 1 on failure, 2 for a wrong command line.
 ";
@@ -79,6 +92,8 @@ fn run(arguments: &[&str]) -> Result<(), Failure> {
         ["scenes", rest @ ..] => scenes::run(rest),
         ["web", rest @ ..] => web::run(rest),
         ["demo", rest @ ..] => demo::run(rest),
+        ["package", rest @ ..] => package::run(rest),
+        ["licences", rest @ ..] => licences::run(rest),
         [verb, ..] => Err(Failure::Usage(format!("There is no verb '{verb}'."))),
     }
 }
@@ -96,6 +111,8 @@ mod tests {
             &["fuzz", "no-such-target"],
             &["fuzz", "mutate", "no-such-target"],
             &["web", "gpu"],
+            &["licences", "--output"],
+            &["package", "--all"],
         ] {
             assert!(matches!(run(arguments), Err(Failure::Usage(_))), "{arguments:?}");
         }

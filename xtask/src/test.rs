@@ -7,10 +7,19 @@ use std::time::{Duration, Instant};
 use crate::Failure;
 use crate::command::{cargo, program, root, run as run_command, run_tests, shown, succeeds};
 use crate::counts::{Counts, Reader, of_cargo_test, of_nextest, of_node};
+use crate::licences::OWN;
 use crate::web;
 
 /// Debian's browser.
 const CHROMIUM: &str = "/usr/bin/chromium";
+/// Where Vulkan's loader finds drivers on Linux, and Debian's package of those that need no hardware.
+const VULKAN: [&str; 2] = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"];
+const VULKAN_PACKAGE: &str = "mesa-vulkan-drivers";
+/// Seconds for which `--all` changes files of each parser, and for which it drives the server.
+const FUZZ_SECONDS: &str = "600";
+const SOAK_SECONDS: &str = "300";
+/// What the comparison with ONNX Runtime imports (benches/peers/requirements.txt).
+const PEERS: &str = "import numpy, onnx, onnxruntime, PIL, safetensors";
 
 /// What is on this machine, where it need not be.
 struct Tools {
@@ -19,6 +28,12 @@ struct Tools {
     node: Result<(), String>,
     /// Or why there is no browser.
     chromium: Result<(), String>,
+    /// Or why there is no driver for GPUs.
+    vulkan: Result<(), String>,
+    /// Or why these parts of `--all` cannot be run.
+    python: Result<(), String>,
+    peers: Result<(), String>,
+    deny: Result<(), String>,
 }
 
 struct Step {
@@ -44,13 +59,16 @@ enum Outcome {
 }
 
 pub fn run(arguments: &[&str]) -> Result<(), Failure> {
-    let dry_run = match arguments {
-        [] => false,
-        ["--dry-run"] => true,
-        [other, ..] => return Err(Failure::Usage(format!("'test' takes no '{other}'."))),
-    };
+    let (mut all, mut dry_run) = (false, false);
+    for &argument in arguments {
+        match argument {
+            "--all" => all = true,
+            "--dry-run" => dry_run = true,
+            other => return Err(Failure::Usage(format!("'test' takes no '{other}'."))),
+        }
+    }
     set_up(dry_run)?;
-    install_browser(dry_run);
+    install_packages(dry_run);
     let tools = Tools::find();
     if !tools.nextest {
         println!(
@@ -58,7 +76,10 @@ pub fn run(arguments: &[&str]) -> Result<(), Failure> {
              'cargo install cargo-nextest --locked' makes the next run faster."
         );
     }
-    let steps = steps(&tools);
+    let mut steps = steps(&tools);
+    if all {
+        steps.extend(further_steps(&tools));
+    }
     if dry_run {
         for Step { name, action } in &steps {
             println!("{name}: {}", action.shown());
@@ -110,19 +131,19 @@ fn set_up(dry_run: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Installs the browser where that needs nobody's password. Where it fails, the tests in it are left out, which the
-/// summary says.
-fn install_browser(dry_run: bool) {
+/// Installs the browser and a software driver for Vulkan where that needs nobody's password. Where it fails, the
+/// tests with them are left out, which the summary says.
+fn install_packages(dry_run: bool) {
     let is_root =
         std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
-    if Path::new(CHROMIUM).exists() || !is_root || !succeeds(program("apt-get", &["--version"])) {
+    let mut packages = Vec::new();
+    packages.extend((!Path::new(CHROMIUM).exists()).then_some("chromium"));
+    packages.extend((!has_vulkan()).then_some(VULKAN_PACKAGE));
+    if packages.is_empty() || !is_root || !succeeds(program("apt-get", &["--version"])) {
         return;
     }
-    let mut install = program(
-        "apt-get",
-        &["install", "-yq", "--no-install-recommends", "chromium"],
-    );
-    install.env("DEBIAN_FRONTEND", "noninteractive");
+    let mut install = program("apt-get", &["install", "-yq", "--no-install-recommends"]);
+    install.args(packages).env("DEBIAN_FRONTEND", "noninteractive");
     for mut command in [program("apt-get", &["update", "-q"]), install] {
         if dry_run {
             println!("set-up: {}", shown(&command));
@@ -130,6 +151,20 @@ fn install_browser(dry_run: bool) {
             println!("'{}' failed: {reason}", shown(&command));
         }
     }
+}
+
+/// Whether a GPU can be asked for: other systems have their own interface, Linux needs a driver for Vulkan.
+fn has_vulkan() -> bool {
+    let names_driver = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.path().extension().is_some_and(|ending| ending == "json"))
+    };
+    let has_driver = |folder| std::fs::read_dir(folder).is_ok_and(|mut entries| entries.any(names_driver));
+    !cfg!(target_os = "linux") || VULKAN.iter().any(has_driver)
+}
+
+/// The reason, where something is not there.
+fn or(there: bool, reason: &str) -> Result<(), String> {
+    there.then_some(()).ok_or_else(|| reason.to_owned())
 }
 
 impl Tools {
@@ -143,6 +178,23 @@ impl Tools {
                     "there is no {CHROMIUM}; 'sudo apt-get install chromium' installs it"
                 )),
             },
+            vulkan: or(
+                has_vulkan(),
+                "there is no driver for Vulkan; 'sudo apt-get install mesa-vulkan-drivers' installs one that needs \
+                 no GPU",
+            ),
+            python: or(
+                succeeds(program("python3", &["--version"])),
+                "there is no python3",
+            ),
+            peers: or(
+                succeeds(program("python3", &["-c", PEERS])),
+                "'pip install -r benches/peers/requirements.txt' has not been run",
+            ),
+            deny: or(
+                succeeds(cargo(&["deny", "--version"])),
+                "cargo-deny is not installed; 'cargo install cargo-deny --locked' does so",
+            ),
         }
     }
 }
@@ -178,8 +230,10 @@ fn steps(tools: &Tools) -> Vec<Step> {
         Action::Test(command, of_node)
     };
     let nothing = Ok(());
-    vec![
+    let mut steps = vec![
         step("formatting", Action::Run(cargo(&["fmt", "--all", "--check"]))),
+        step("crate's package", Action::Run(program(&this, &["package"]))),
+        step("licences", Action::Run(program(&this, &["licences"]))),
         step(
             "lints",
             Action::Run(cargo(&[
@@ -232,6 +286,51 @@ fn steps(tools: &Tools) -> Vec<Step> {
         step(
             "tests of the installed package",
             with_node(&tools.chromium, node_tests("pkg/test/install")),
+        ),
+    ];
+    // They are among the tests above and pass without doing anything.
+    if let Err(reason) = &tools.vulkan {
+        steps.push(step("tests on a GPU", Action::Skip(reason.clone())));
+    }
+    steps
+}
+
+/// What `--all` adds: what takes hours, or needs what few have installed.
+fn further_steps(tools: &Tools) -> Vec<Step> {
+    let this = std::env::current_exe().unwrap_or_else(|_| "xtask".into());
+    let step = |name, there: &Result<(), String>, command| Step {
+        name,
+        action: match there {
+            Ok(()) => Action::Run(command),
+            Err(reason) => Action::Skip(reason.clone()),
+        },
+    };
+    // It was built for the tests.
+    let with_binary = |script, arguments: &[&str]| {
+        let mut command = program("python3", &[script, "--binary"]);
+        command.arg(this.with_file_name(OWN)).args(arguments);
+        command
+    };
+    let rules = ["deny", "check", "bans", "licenses", "sources"];
+    let verified = ["package", "--package", OWN, "--allow-dirty", "--locked"];
+    let compared = ["--size", "small", "--check-only"];
+    vec![
+        step("cargo-deny's rules", &tools.deny, cargo(&rules)),
+        step("crate built from its package", &Ok(()), cargo(&verified)),
+        step(
+            "comparison with ONNX Runtime",
+            &tools.peers,
+            with_binary("benches/peers/towers_onnx.py", &compared),
+        ),
+        step(
+            "server under bad clients",
+            &tools.python,
+            with_binary("benches/soak.py", &["--seconds", SOAK_SECONDS]),
+        ),
+        step(
+            "fuzzing",
+            &Ok(()),
+            program(&this, &["fuzz", "mutate", FUZZ_SECONDS]),
         ),
     ]
 }
@@ -311,14 +410,20 @@ fn seconds(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn commands(nextest: bool, web: bool) -> Vec<String> {
-        let there =
-            |there: bool, what: &str| there.then_some(()).ok_or_else(|| format!("there is no {what}."));
-        let steps = steps(&Tools {
+    fn tools(nextest: bool, others: bool) -> Tools {
+        Tools {
             nextest,
-            node: there(web, "Node.js"),
-            chromium: there(web, "browser"),
-        });
+            node: or(others, "there is no Node.js."),
+            chromium: or(others, "there is no browser."),
+            vulkan: or(others, "there is no driver"),
+            python: or(others, "there is no python3"),
+            peers: or(others, "there is no onnxruntime"),
+            deny: or(others, "there is no cargo-deny"),
+        }
+    }
+
+    fn commands(nextest: bool, others: bool) -> Vec<String> {
+        let steps = steps(&tools(nextest, others));
         steps.iter().map(|step| step.action.shown()).collect()
     }
 
@@ -341,8 +446,35 @@ mod tests {
                 .any(|command| command.starts_with("cargo nextest run"))
         );
         assert!(!without.iter().any(|command| command.contains("nextest")));
-        assert_eq!(with.len(), without.len());
-        assert_eq!(without.last().unwrap(), "skipped, as there is no Node.js");
+        // The tests on a GPU have a line of their own only where they are left out.
+        assert_eq!(with.len() + 1, without.len());
+        let skipped = [
+            "skipped, as there is no Node.js",
+            "skipped, as there is no driver",
+        ];
+        assert_eq!(without[without.len() - 2..], skipped);
+    }
+
+    #[test]
+    fn all_adds_what_is_too_heavy_for_each_change() {
+        let shown = |others| {
+            let steps = further_steps(&tools(true, others));
+            steps.iter().map(|step| step.action.shown()).collect::<Vec<_>>()
+        };
+        let (with, without) = (shown(true), shown(false));
+        for part in [
+            "cargo deny check",
+            "cargo package",
+            "towers_onnx.py",
+            "soak.py",
+            "fuzz mutate 600",
+        ] {
+            assert!(with.iter().any(|command| command.contains(part)), "{part}");
+        }
+        assert!(!with.iter().any(|command| command.starts_with("skipped")));
+        let skipped = without.iter().filter(|command| command.starts_with("skipped"));
+        assert_eq!((with.len(), skipped.count()), (without.len(), 3));
+        assert!(matches!(run(&["--all", "--dry"]), Err(Failure::Usage(_))));
     }
 
     #[test]

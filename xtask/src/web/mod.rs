@@ -11,6 +11,7 @@ use std::process::Command;
 
 use crate::Failure;
 use crate::command::{cargo, program, root, run as run_command, shown};
+use crate::licences::{self, Product};
 use crate::toolchain::{TARGET, Wasm};
 use files::{files_below, mirror, unless_unchanged};
 use sizes::Row;
@@ -21,6 +22,8 @@ const MODULES_FOLDER: &str = "pkg/wasm";
 const SCRIPTS_FOLDER: &str = "pkg/dist";
 /// The optimiser, among the packages for the package's development.
 const WASM_OPT: &str = "pkg/node_modules/binaryen/bin/wasm-opt";
+/// The licence texts of the crates in the modules.
+pub const LICENCES: &str = "pkg/THIRD-PARTY-LICENSES.txt";
 /// The WebAssembly file in a module's folder.
 const MODULE_FILE: &str = "ernie_vil_bg.wasm";
 
@@ -164,6 +167,7 @@ fn build(options: &Options) -> Result<Vec<Row>, String> {
         rows.push(module.make(&compiler, options.fast)?);
     }
     rows.push(compile_scripts()?);
+    write_licences()?;
     if !options.no_pack {
         pack()?;
     }
@@ -396,6 +400,25 @@ fn compile_scripts() -> Result<Row, String> {
         }
     }
     Row::new("TypeScript", &scripts, Some(SCRIPTS_LIMIT))
+}
+
+/// All modules, as the package ships them.
+pub fn product() -> Product<'static> {
+    licences::modules(&MODULES.map(|module| module.features), TARGET)
+}
+
+/// Writes the licence texts of all modules, whichever have been built.
+fn write_licences() -> Result<(), String> {
+    let inputs = [
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "xtask/src/licences.rs",
+    ];
+    unless_unchanged("licences", &inputs, &[LICENCES], || {
+        licences::write_texts(&product(), &root().join(LICENCES))
+    })
 }
 
 /// Packs the tarball that would be published.
