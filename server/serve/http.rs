@@ -33,11 +33,11 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use super::error::{ApiError, Refusal};
 use super::files::Folder;
 use super::hosts::Hosts;
-use super::memory::{Answer, Memory};
+use super::memory::{Answer, Held, Memory};
 use super::metrics::{Metrics, Now};
 use super::openapi;
 use super::request::{Add, Classify, Embed, Encoding, Item, Limits, Remove, Search};
-use super::service::{self, ENTRY, ENVELOPE, Embedded, Held, Hit, Service, label_name, matrix};
+use super::service::{self, ENTRY, ENVELOPE, Embedded, Hit, Service, label_name, matrix};
 
 /// A longer body is parsed beside the threads that serve.
 const LONG_BODY: usize = 16 << 10;
