@@ -11,7 +11,7 @@ use ernie_vil::native::images::ImageLimits;
 use super::lanes::{CAPTIONS, IMAGES, LANES};
 use super::metrics::Metrics;
 use super::queue::LaneOptions;
-use super::request::check_base64;
+use super::request::text::check_base64;
 
 /// Captions whose lengths are rounded up to the same multiple of this are computed together.
 const BUCKET: usize = 16;
