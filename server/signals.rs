@@ -18,12 +18,16 @@ mod unix {
     use std::mem::MaybeUninit;
     use std::ptr;
     use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use ernie_vil::native::mapping::{MappedFile, file_at};
     use libc::{c_int, c_void, sigaction, siginfo_t};
 
     /// What SIGBUS did before.
     static BEFORE: OnceLock<sigaction> = OnceLock::new();
+
+    /// Whether a thread writes the message already.
+    static EXPLAINED: AtomicBool = AtomicBool::new(false);
 
     /// Has a file that cannot grow further be an error of its writer (EFBIG), where SIGXFSZ would end the
     /// process, and installs the handler for mapped files that shrink.
@@ -80,6 +84,13 @@ mod unix {
 
     /// Writes the message, without allocating.
     fn explain(file: MappedFile<'_>) {
+        if EXPLAINED.swap(true, Ordering::Relaxed) {
+            // Another thread read such a page too, and is about to end the process.
+            loop {
+                // SAFETY: `pause` takes nothing, and is allowed in a handler.
+                unsafe { libc::pause() };
+            }
+        }
         let (mut a, mut b) = ([0; 20], [0; 20]);
         match file.length_now {
             Some(now) if now < file.length => say(&[
