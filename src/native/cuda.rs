@@ -29,7 +29,7 @@ const HEADER: &str = "include/cuda_fp16.h";
 /// Checks that the card can be used, and has what is compiled for it kept for the next run.
 ///
 /// # Errors
-/// Those of [`check`].
+/// [`Error::Device`] says what is missing and what to install.
 #[cfg(feature = "cuda")]
 pub fn prepare(number: usize) -> Result<()> {
     use burn::cubecl::config::cache::CacheConfig;
