@@ -1,41 +1,35 @@
-//! The small model and the pairs inside the binary, for a first run without any file.
+//! The model that a command works with: a folder, or the small model "scenes" for a first run without any file.
 
 use anyhow::Result;
 use ernie_vil::ModelConfig;
+#[cfg(feature = "scenes")]
+use ernie_vil::native::scenes;
+use ernie_vil::native::{DeviceOptions, Model, Towers};
 
 use crate::cli;
-use crate::model::Model;
 
-/// What the user must know of the model.
-pub const NOTICE: &str = "scenes: a small model trained on drawn pictures; not ERNIE-ViL's weights";
+/// Loads both towers of the model that the command line names, or the built-in one where it names none, of which
+/// it says so.
+pub fn load(model: &cli::ModelArg, devices: &[DeviceOptions], global: &cli::Global) -> Result<Model> {
+    match &model.model {
+        Some(folder) => Ok(Model::open(folder, Towers::BOTH, devices)?),
+        None => built_in(devices, global),
+    }
+}
 
-/// "scenes" (models/scenes).
 #[cfg(feature = "scenes")]
-mod scenes {
-    pub const CONFIG: &[u8] = include_bytes!("../models/scenes/config.json");
-    pub const VOCAB: &[u8] = include_bytes!("../models/scenes/vocab.txt");
-    pub const IMAGE: &[u8] = include_bytes!("../models/scenes/image.safetensors");
-    pub const TEXT: &[u8] = include_bytes!("../models/scenes/text.safetensors");
-    pub const PAIRS: &[u8] = include_bytes!("../models/scenes/test.tsv");
+fn built_in(devices: &[DeviceOptions], global: &cli::Global) -> Result<Model> {
+    let model = scenes::model(devices)?;
+    if !global.quiet {
+        crate::print::note!("{}", scenes::NOTICE);
+    }
+    Ok(model)
 }
 
 /// What is known of the model without loading it.
 #[cfg(feature = "scenes")]
 pub fn config() -> Result<ModelConfig> {
-    Ok(ModelConfig::from_json(scenes::CONFIG)?)
-}
-
-/// Loads the model.
-#[cfg(feature = "scenes")]
-pub fn model(devices: &[cli::DeviceArgs]) -> Result<Model> {
-    use anyhow::Context;
-    use ernie_vil::weights::{SafetensorsFile, TensorSource};
-    let (image, text) = (
-        SafetensorsFile::parse(scenes::IMAGE)?,
-        SafetensorsFile::parse(scenes::TEXT)?,
-    );
-    let sources: [&dyn TensorSource; 2] = [&image, &text];
-    Model::from_parts(config()?, scenes::VOCAB, sources, devices).context("the built-in model")
+    Ok(scenes::config()?)
 }
 
 /// The model's vocabulary.
@@ -57,12 +51,12 @@ fn missing<T>(flag: &str) -> Result<T> {
 }
 
 #[cfg(not(feature = "scenes"))]
-pub fn config() -> Result<ModelConfig> {
+fn built_in(_devices: &[DeviceOptions], _global: &cli::Global) -> Result<Model> {
     missing("--model")
 }
 
 #[cfg(not(feature = "scenes"))]
-pub fn model(_devices: &[cli::DeviceArgs]) -> Result<Model> {
+pub fn config() -> Result<ModelConfig> {
     missing("--model")
 }
 

@@ -1,11 +1,11 @@
 //! The command line.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ernie_vil::native::{self, Device, DeviceOptions, pipeline};
+use ernie_vil::towers;
 
 /// ERNIE-ViL 2.0: Chinese captions and images as vectors of one space.
 ///
@@ -66,72 +66,6 @@ pub enum Command {
     Bench(Bench),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Device {
-    /// The CPU, by this project's own kernels.
-    Cpu,
-    /// The CPU, by Burn's Flex backend alone.
-    Flex,
-    /// A graphics card, by Vulkan, Metal or Direct3D 12.
-    Wgpu,
-    /// An NVIDIA card, by its number.
-    Cuda(usize),
-    /// A graphics card where there is one, and the CPU otherwise.
-    Auto,
-}
-
-impl Device {
-    /// Whether it is a graphics card, where kernels are compiled and work is waited for.
-    pub fn is_card(self) -> bool {
-        matches!(self, Self::Wgpu | Self::Cuda(_))
-    }
-}
-
-impl FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, number) = match text.split_once(':') {
-            Some((name, number)) => (name, Some(number)),
-            None => (text, None),
-        };
-        let device = match (name, number) {
-            ("cpu", None) => Self::Cpu,
-            ("flex", None) => Self::Flex,
-            ("wgpu", None) => Self::Wgpu,
-            ("auto", None) => Self::Auto,
-            ("cuda", None) => Self::Cuda(0),
-            ("cuda", Some(number)) => {
-                let number = number.parse();
-                Self::Cuda(number.map_err(|_| format!("{text:?}, expected a card's number: cuda:0"))?)
-            }
-            _ => return Err("expected cpu, wgpu, cuda, cuda:NUMBER, auto or flex".into()),
-        };
-        let lacks = |feature: &str| {
-            Err(format!(
-                "this binary was built without the feature {feature} (cargo build --release --features {feature})"
-            ))
-        };
-        match device {
-            Self::Wgpu if !cfg!(feature = "wgpu") => lacks("wgpu"),
-            Self::Cuda(_) if !cfg!(feature = "cuda") => lacks("cuda"),
-            device => Ok(device),
-        }
-    }
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            Self::Flex => f.write_str("flex"),
-            Self::Wgpu => f.write_str("wgpu"),
-            Self::Cuda(number) => write!(f, "cuda:{number}"),
-            Self::Auto => f.write_str("auto"),
-        }
-    }
-}
-
 #[derive(Debug, Clone, Copy, Args)]
 pub struct DeviceArgs {
     /// Where the towers run: cpu; wgpu, a graphics card by Vulkan, Metal or Direct3D 12; cuda or cuda:NUMBER, an NVIDIA card (needs the
@@ -159,12 +93,17 @@ pub struct DevicesArgs {
     pub how: HowArgs,
 }
 
+impl DeviceArgs {
+    /// As the library takes them.
+    pub fn options(&self) -> DeviceOptions {
+        self.how.on(self.device)
+    }
+}
+
 impl DevicesArgs {
-    /// Each device for itself.
-    pub fn each(&self) -> Vec<DeviceArgs> {
-        let how = self.how;
-        let each = self.device.iter();
-        each.map(|&device| DeviceArgs { device, how }).collect()
+    /// Each device for itself, as the library takes them.
+    pub fn each(&self) -> Vec<DeviceOptions> {
+        self.device.iter().map(|&device| self.how.on(device)).collect()
     }
 }
 
@@ -180,12 +119,31 @@ pub struct HowArgs {
     pub attention: Option<Attention>,
 }
 
+impl HowArgs {
+    fn on(self, device: Device) -> DeviceOptions {
+        DeviceOptions {
+            device,
+            dtype: self.dtype.into(),
+            attention: self.attention.map(towers::Attention::from),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Attention {
     /// Two products, with the softmax between them
     Products,
     /// Burn's operation
     Fused,
+}
+
+impl From<Attention> for towers::Attention {
+    fn from(attention: Attention) -> Self {
+        match attention {
+            Attention::Products => Self::Products,
+            Attention::Fused => Self::Fused,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -202,15 +160,15 @@ pub enum DeviceDtype {
     Bf16,
 }
 
-impl fmt::Display for DeviceDtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::F32 => "f32",
-            Self::Tf32 => "tf32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        })
+impl From<DeviceDtype> for native::DeviceDtype {
+    fn from(dtype: DeviceDtype) -> Self {
+        match dtype {
+            DeviceDtype::Auto => Self::Auto,
+            DeviceDtype::F32 => Self::F32,
+            DeviceDtype::Tf32 => Self::Tf32,
+            DeviceDtype::F16 => Self::F16,
+            DeviceDtype::Bf16 => Self::Bf16,
+        }
     }
 }
 
@@ -465,6 +423,15 @@ pub enum OnError {
     Stop,
     /// Leave such rows out, count them and list them in a file beside the output
     Skip,
+}
+
+impl From<OnError> for pipeline::OnError {
+    fn from(on_error: OnError) -> Self {
+        match on_error {
+            OnError::Stop => Self::Stop,
+            OnError::Skip => Self::Skip,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]

@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::atomic_file::beside;
+use ernie_vil::native::atomic_file::beside;
+use ernie_vil::native::{folder, index_file, pictures};
+
 use crate::cli::{self, Command};
-use crate::index_file;
-use crate::model;
-use crate::pictures;
 
 /// What tells whether two paths name the same file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -344,7 +343,7 @@ pub fn check_folder(folder: &Path, overwrite: bool) -> Result<()> {
 
 /// Whether a file of this name holds a tower's weights: the whole, or a shard (NAME.000).
 fn is_weights(name: &str) -> bool {
-    [model::IMAGE, model::TEXT].iter().any(|weights| {
+    [folder::IMAGE, folder::TEXT].iter().any(|weights| {
         name.strip_prefix(weights).is_some_and(|end| {
             let number = end.strip_prefix('.').unwrap_or(end);
             number.bytes().all(|digit| digit.is_ascii_digit())
@@ -354,7 +353,7 @@ fn is_weights(name: &str) -> bool {
 
 /// Whether a model folder has a file of this name.
 fn is_of_model(name: &str) -> bool {
-    is_weights(name) || [model::CONFIG, model::VOCAB, model::MANIFEST].contains(&name)
+    is_weights(name) || [folder::CONFIG, folder::VOCAB, folder::MANIFEST].contains(&name)
 }
 
 /// Checks that a folder holds a model, or a part of one, and nothing else.
@@ -363,7 +362,7 @@ fn check_model(folder: &Path) -> Result<()> {
     // Other projects' folders have a config.json and a vocab.txt, too.
     let is_model = ours
         .iter()
-        .any(|name| is_weights(name) || name == model::MANIFEST);
+        .any(|name| is_weights(name) || name == folder::MANIFEST);
     ensure!(
         is_model || (ours.is_empty() && others.is_empty()),
         "{} is not a model folder, so it is not replaced",

@@ -1,47 +1,19 @@
-//! `ernie-vil`, the native binary: files, threads and the terminal around the library.
+//! `ernie-vil`, the native binary: flags, commands, the terminal and the HTTP server around the library.
 
 // They panic where nobody reads any more and where a disk is full; `print` has what to use instead.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-mod atomic_file;
-mod bench;
 mod builtin;
-mod classify;
 mod cli;
-mod convert;
-#[cfg(any(feature = "cuda", test))]
-mod cuda;
-mod download;
-mod embed;
-mod eval;
-mod fetch;
+mod commands;
 mod files;
 mod images;
-mod index_file;
-mod info;
-mod input;
-mod model;
-mod pictures;
-mod pipeline;
-#[cfg(feature = "train")]
-mod plot;
 mod print;
 mod progress;
 mod run_config;
-mod score;
-mod search;
 #[cfg(feature = "serve")]
 mod serve;
 mod signals;
-mod spool;
-mod sums;
-mod tokenize;
-#[cfg(feature = "train")]
-mod train;
-#[cfg(feature = "train")]
-mod train_config;
-#[cfg(feature = "train")]
-mod train_data;
 
 use std::process::ExitCode;
 
@@ -49,6 +21,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use cli::{Cli, Command};
+#[cfg(feature = "train")]
+use commands::train;
+use commands::{bench, classify, convert, download, embed, eval, info, score, search, tokenize};
 use print::note;
 
 fn main() -> ExitCode {
@@ -82,7 +57,7 @@ fn run(cli: Cli) -> Result<()> {
     let global = &cli.global;
     match &cli.command {
         Command::Convert(args) => convert::run(args, global),
-        Command::Download(args) => fetch::run(args, global),
+        Command::Download(args) => download::run(args, global),
         Command::Info(args) => info::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Embed(args) => embed::run(args, global),

@@ -6,8 +6,10 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result};
+use ernie_vil::native::pictures::name_of;
 
 /// Prints a result, without a line break.
 macro_rules! out {
@@ -76,4 +78,29 @@ pub fn flush() -> Result<()> {
 pub fn remark(text: fmt::Arguments<'_>) {
     // One write a line, so that lines of several threads stay whole.
     let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
+/// A path as results print it: its bytes as they are, where a program may go on with them.
+pub fn path_bytes(path: &Path) -> Vec<u8> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        path.as_os_str().as_bytes().to_owned()
+    }
+    #[cfg(not(unix))]
+    path.display().to_string().into_bytes()
+}
+
+/// A path for JSON, which has no place for bytes that are not UTF-8: `file`, and where some had to be
+/// replaced in it also `file_encoded` with all of them, percent-encoded.
+pub fn path_fields(path: &Path) -> serde_json::Map<String, serde_json::Value> {
+    let mut fields = serde_json::Map::new();
+    fields.insert("file".into(), path.to_string_lossy().into());
+    if path.to_str().is_none()
+        && let Some(name) = name_of(path)
+    {
+        let encoded = name.strip_prefix("//").unwrap_or(&name);
+        fields.insert("file_encoded".into(), encoded.into());
+    }
+    fields
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use ernie_vil::native;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 #[cfg(feature = "train")]
@@ -88,6 +89,24 @@ impl Progress {
     #[cfg(test)]
     pub fn around<T>(&self, print: impl FnOnce() -> T) -> T {
         self.bar.suspend(print)
+    }
+}
+
+impl native::Progress for Progress {
+    fn set_total(&self, total: Option<u64>) {
+        self.set_total(total);
+    }
+
+    fn start_at(&self, done: u64) {
+        self.start_at(done);
+    }
+
+    fn add(&self, more: u64) {
+        self.add(more);
+    }
+
+    fn note(&self, note: &str) {
+        self.note(note);
     }
 }
 

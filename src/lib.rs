@@ -5,7 +5,8 @@
 //! [`image`] to pixels; the [`towers`], loaded from [`weights`], turn both into [`vectors`]; an [`index`]
 //! searches them, and [`recall`] scores them.
 //!
-//! The library does no I/O and starts no thread: bytes and slices come in, values go out.
+//! Bytes and slices come in, values go out. Whatever opens files, starts threads or uses the network is in `native`, which is there
+//! with the feature `native`.
 #![warn(missing_docs)]
 
 pub mod classify;
@@ -17,6 +18,8 @@ pub mod image;
 pub mod index;
 mod json;
 pub mod kernels;
+#[cfg(all(feature = "native", not(target_family = "wasm")))]
+pub mod native;
 pub mod pairs;
 mod random;
 pub mod recall;

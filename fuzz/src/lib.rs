@@ -10,7 +10,7 @@
 
 mod bounds;
 pub mod mutate;
-#[path = "../../server/serve/request.rs"]
+#[path = "../../server/serve/request/mod.rs"]
 mod request;
 
 use std::sync::OnceLock;

@@ -4,25 +4,17 @@ use std::time::Instant;
 
 use anyhow::Result;
 use ernie_vil::ModelConfig;
-use ernie_vil::image::{Limits, Pixels, decode_base64};
+use ernie_vil::image::{Pixels, decode_base64};
+use ernie_vil::native::Model;
+use ernie_vil::native::images::ImageLimits;
 
+use super::lanes::{CAPTIONS, IMAGES, LANES};
 use super::metrics::Metrics;
 use super::queue::LaneOptions;
-use super::request::check_base64;
-use crate::images;
-use crate::model::Model;
-
-/// The queue's lanes.
-pub const CAPTIONS: usize = 0;
-pub const IMAGES: usize = 1;
-pub const LANES: usize = 2;
+use super::request::text::check_base64;
 
 /// Captions whose lengths are rounded up to the same multiple of this are computed together.
 const BUCKET: usize = 16;
-
-pub fn lane_name(lane: usize) -> &'static str {
-    ["captions", "images"][lane]
-}
 
 /// An item as it waits for its tower.
 pub enum Input {
@@ -43,11 +35,11 @@ impl Input {
 
 pub struct Engine {
     model: Model,
-    limits: Limits,
+    limits: ImageLimits,
 }
 
 impl Engine {
-    pub fn new(model: Model, limits: Limits) -> Self {
+    pub fn new(model: Model, limits: ImageLimits) -> Self {
         Self { model, limits }
     }
 
@@ -64,8 +56,7 @@ impl Engine {
         check_base64(base64)?;
         let start = Instant::now();
         let bytes = decode_base64(base64.as_bytes())?;
-        let crop = self.model.preprocessor().decode_crop(&bytes, &self.limits);
-        let crop = crop.map_err(|error| images::with_flag(error, &images::SERVER_FLAGS))?;
+        let crop = self.limits.crop(&self.model.preprocessor(), &bytes)?;
         metrics.decode.time(start.elapsed());
         Ok(Input::Image(crop))
     }
@@ -106,6 +97,6 @@ impl Engine {
     /// Runs every size of batch that is to come, on the thread that is to compute, so that little is prepared during a request.
     pub fn warm_up(&self, device: usize, lanes: &[LaneOptions; LANES]) -> Result<()> {
         let sizes = |lane: usize| [1, lanes[lane].batch];
-        self.model.warm_up(device, &sizes(CAPTIONS), &sizes(IMAGES))
+        Ok(self.model.warm_up(device, &sizes(CAPTIONS), &sizes(IMAGES))?)
     }
 }

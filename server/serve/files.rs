@@ -15,6 +15,7 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
+use ernie_vil::native::atomic_file::beside;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 
@@ -143,7 +144,7 @@ fn find(root: &Path, segments: &[String], [br, gzip]: [bool; 2]) -> Option<Found
     };
     let (file, metadata) = open(&path)?;
     for (wanted, encoding, suffix) in [(br, "br", ".br"), (gzip, "gzip", ".gz")] {
-        if wanted && let Some((file, metadata)) = open(&crate::atomic_file::beside(&path, suffix)) {
+        if wanted && let Some((file, metadata)) = open(&beside(&path, suffix)) {
             return Some(Found {
                 file,
                 metadata,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::engine::{LANES, lane_name};
+use super::lanes::{LANES, lane_name};
 use super::queue::Observer;
 
 /// Upper ends of the classes of times, in seconds.

@@ -15,6 +15,7 @@ mod files;
 mod hosts;
 mod http;
 mod labels;
+mod lanes;
 mod listener;
 mod memory;
 mod metrics;
@@ -31,20 +32,20 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use ernie_vil::image::Limits;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::{self, LogFormat};
-use crate::model::{self, Model};
 use crate::print::{self, outln};
+use crate::{builtin, images};
 use decoding::Decoders;
-use engine::{CAPTIONS, Engine, IMAGES, LANES};
+use engine::Engine;
 use files::Folder;
 use hosts::Hosts;
 use http::App;
 use labels::Labels;
+use lanes::{CAPTIONS, IMAGES, LANES};
 use listener::Taking;
 use memory::Memory;
 use metrics::Metrics;
@@ -309,11 +310,7 @@ fn load(
         quiet: true,
         ..*global
     };
-    let limits = Limits {
-        max_bytes: args.max_body as usize,
-        max_pixels: args.max_pixels,
-        max_memory: args.max_image_memory,
-    };
+    let limits = images::server_limits(args);
     let max_wait = Duration::from_secs_f64(args.max_wait / 1e3);
     let index = store::Options {
         path: args.index.clone(),
@@ -326,12 +323,12 @@ fn load(
     };
     let task = move || -> Result<Workers> {
         let start = Instant::now();
-        let engine = Engine::new(Model::load(&folder, &devices, &global)?, limits);
+        let engine = Engine::new(builtin::load(&folder, &devices, &global)?, limits);
         let config = engine.config();
         let store = Store::open(index, config.image.width(), &config.fingerprint)?;
         let labels = Labels::new(config.text.width);
         let service = Arc::new(Service {
-            adapter: devices.iter().find_map(|args| model::adapter(args.device)),
+            adapter: devices.iter().find_map(|options| options.device.adapter()),
             engine,
             queue: Queue::new(&lanes, max_wait),
             store,

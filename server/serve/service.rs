@@ -7,13 +7,14 @@ use ernie_vil::classify::{PLACE, label_vectors, probabilities};
 use ernie_vil::index::{EmbeddingIndex, Hit as Found};
 use ernie_vil::vectors::Embeddings;
 use rayon::ThreadPool;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::decoding::{Decoders, Task};
-use super::engine::{CAPTIONS, Engine, IMAGES, Input, LANES, lane_name};
+use super::engine::{Engine, Input};
 use super::error::ApiError;
 use super::labels::{Key, Label, Labels, keys};
-use super::memory::{Answer, Memory, json_bytes};
+use super::lanes::{CAPTIONS, IMAGES, LANES, lane_name};
+use super::memory::{Answer, Held, Memory, json_bytes};
 use super::metrics::Metrics;
 use super::queue::{Place, Queue, Ticket};
 use super::request::Item;
@@ -35,10 +36,6 @@ const STEP: usize = 1 << 31;
 const FEW_QUERIES: usize = 16;
 /// Labels of a classification, at most.
 const MOST_LABELS: usize = 10_000;
-
-/// The memory that a request's body was counted for. What works on something that was read from the body has a share, and
-/// the last one gives it back, whether the client is still there or not.
-pub type Held = Arc<Vec<OwnedSemaphorePermit>>;
 
 /// The model with its queue, and the index.
 pub struct Service {

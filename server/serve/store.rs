@@ -1,4 +1,4 @@
-//! The index that the server searches in, on the disk as [`index_file`](crate::index_file) keeps it.
+//! The index that the server searches in, on the disk as [`index_file`](ernie_vil::native::index_file) keeps it.
 //!
 //! One thread makes all changes. It takes what is waiting together, appends it to the log, brings the log to the disk
 //! once for all of it, and only then changes the index in memory and answers. What was acknowledged is therefore
@@ -17,12 +17,13 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use ernie_vil::index::{EmbeddingIndex, VectorType};
+use ernie_vil::native;
+use ernie_vil::native::index_file::{IndexFile, Kind, Opened, SERVER};
 use ernie_vil::vectors::Embeddings;
 use tokio::sync::oneshot;
 
 use super::error::ApiError;
-use super::service::Held;
-use crate::index_file::{IndexFile, Kind, Opened, SERVER};
+use super::memory::Held;
 
 /// Changes that wait at most; more are refused.
 const WAITING: usize = 64;
@@ -266,7 +267,7 @@ impl Writer {
 
     /// Makes a change that could not be written as others are, where there is a way. `error` is why, where it
     /// was tried alone already.
-    fn apply_alone(&mut self, request: Request, error: Option<anyhow::Error>) {
+    fn apply_alone(&mut self, request: Request, error: Option<native::Error>) {
         let recorded = match self.record(&request.change, &mut Pending::default()) {
             Ok(recorded) => recorded,
             Err(error) => return refuse(request, error),
@@ -298,7 +299,10 @@ impl Writer {
     }
 
     /// Lets `task` write what the index is kept in, where it is kept.
-    fn write(&mut self, task: impl FnOnce(&mut IndexFile, &EmbeddingIndex) -> Result<()>) -> Result<()> {
+    fn write(
+        &mut self,
+        task: impl FnOnce(&mut IndexFile, &EmbeddingIndex) -> native::Result<()>,
+    ) -> native::Result<()> {
         match &mut self.disk {
             Some(disk) => task(disk, &self.index.read().unwrap_or_else(PoisonError::into_inner)),
             None => Ok(()),
