@@ -17,6 +17,7 @@ pub mod image;
 pub mod index;
 mod json;
 pub mod kernels;
+mod ops;
 pub mod pairs;
 mod random;
 pub mod recall;
