@@ -20,6 +20,7 @@ mod json;
 pub mod kernels;
 #[cfg(all(feature = "native", not(target_family = "wasm")))]
 pub mod native;
+mod ops;
 pub mod pairs;
 mod random;
 pub mod recall;

@@ -11,6 +11,7 @@
 mod attention;
 mod buffer;
 pub(crate) mod convolution;
+pub(crate) mod dropout;
 pub(crate) mod int8;
 mod math;
 mod matmul;

@@ -6,17 +6,16 @@ use super::{Shared, for_each};
 
 /// LayerNorm over the last dimension: (x - mean) / sqrt(variance + epsilon) * scale + shift, with the
 /// biased variance, taken around the mean (not as a difference of squares, which cancels in `f32`).
-#[derive(Clone)]
-pub struct LayerNorm {
+pub struct LayerNorm<'a> {
     /// The factor for each column.
-    pub scale: Vec<f32>,
+    pub scale: &'a [f32],
     /// The summand for each column.
-    pub shift: Vec<f32>,
+    pub shift: &'a [f32],
     /// What keeps the root away from zero.
     pub epsilon: f32,
 }
 
-impl LayerNorm {
+impl LayerNorm<'_> {
     /// Normalises each row of `input` into `output`.
     ///
     /// # Panics
@@ -61,7 +60,7 @@ impl LayerNorm {
 }
 
 dispatch! {
-    unsafe fn layer_norm(input: *const f32, input_stride: usize, output: *mut f32, output_stride: usize, rows: usize, norm: &LayerNorm) = layer_norm_rows
+    unsafe fn layer_norm(input: *const f32, input_stride: usize, output: *mut f32, output_stride: usize, rows: usize, norm: &LayerNorm<'_>) = layer_norm_rows
 }
 
 #[inline(always)]
@@ -71,7 +70,7 @@ unsafe fn layer_norm_rows<S: Simd>(
     output: *mut f32,
     output_stride: usize,
     rows: usize,
-    norm: &LayerNorm,
+    norm: &LayerNorm<'_>,
 ) {
     let width = norm.scale.len();
     let (scale, shift) = (norm.scale.as_ptr(), norm.shift.as_ptr());

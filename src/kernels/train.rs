@@ -7,10 +7,10 @@ use std::cell::RefCell;
 
 use super::attention::AttentionShape;
 use super::buffer::Buffer;
+use super::dropout::{DropoutMask, bits};
 use super::matmul::{Activation, Panels, Product, product_with};
 use super::simd::{InstructionSet, Simd, dispatch};
 use super::{Shared, for_each, math};
-use crate::random::step;
 
 /// Rows of one task where each row is cheap.
 const ROW_BLOCK: usize = 64;
@@ -36,69 +36,6 @@ fn lanes() -> usize {
 }
 
 // ---------------------------------------------------------------------------------------------- dropout
-
-/// What is left out at random: a function of the seed and the place of a value, so that nothing need be kept
-/// for the way back.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DropoutMask {
-    /// Which values; another seed, other values.
-    pub seed: u64,
-    /// The share that is left out, from 0 to below 1.
-    pub share: f64,
-}
-
-impl DropoutMask {
-    /// What value `column` of row `row` is multiplied by: 0, or 1 / (1 - share).
-    pub fn factor(&self, row: usize, column: usize) -> f32 {
-        let [low, high] = self.key(row);
-        if bits(column as u32, low, high) < self.threshold() {
-            0.0
-        } else {
-            self.scale()
-        }
-    }
-
-    fn scale(&self) -> f32 {
-        (1.0 / (1.0 - self.share)) as f32
-    }
-
-    /// Bits below it mean that a value is left out.
-    fn threshold(&self) -> u32 {
-        (self.share * 4_294_967_296.0) as u32
-    }
-
-    fn key(&self, row: usize) -> [u32; 2] {
-        let key = step(self.seed ^ step(row as u64));
-        [key as u32, (key >> 32) as u32]
-    }
-
-    /// Writes the factors of a row's first `n` values.
-    ///
-    /// # Safety
-    /// `out` must be valid for `n` values.
-    #[inline(always)]
-    unsafe fn factors(&self, row: usize, n: usize, out: *mut f32) {
-        let [low, high] = self.key(row);
-        let (threshold, scale) = (self.threshold(), self.scale());
-        for i in 0..n {
-            let kept = bits(i as u32, low, high) >= threshold;
-            // SAFETY: `i < n`.
-            unsafe { *out.add(i) = if kept { scale } else { 0.0 } };
-        }
-    }
-}
-
-/// Mixes a counter with a key: two rounds of multiply and shift (lowbias32's constants), the key's halves
-/// entering before each.
-#[inline(always)]
-fn bits(counter: u32, low: u32, high: u32) -> u32 {
-    let mut x = counter ^ low;
-    x ^= x >> 16;
-    x = x.wrapping_mul(0x7feb_352d) ^ high;
-    x ^= x >> 15;
-    x = x.wrapping_mul(0x846c_a68b);
-    x ^ (x >> 16)
-}
 
 /// x + drop(y), rows of `width` values.
 pub fn drop_add(x: &[f32], y: &[f32], width: usize, drop: &DropoutMask) -> Vec<f32> {

@@ -2,13 +2,15 @@
 
 use std::sync::Mutex;
 
-use super::host::{NormOrder, patches};
+use super::image::{ImageBody, ImageTower, Later};
 use super::load::{Layered, Loader, Words, image_blocks, text_blocks};
-use super::{ImageBody, ImageTower, Later, Observe, Step, TextBody, TextTower};
+use super::text::{TextBody, TextTower};
+use super::transformer::NormOrder;
 use crate::config::{Activation as TextActivation, ErnieConfig, VitConfig};
 use crate::gpu::{Epilogue, Gpu, GpuBuffer, GpuLinear, GpuNorm, GpuSequences, GpuUniform, Part, Recorder};
 use crate::kernels::convolution::Map;
 use crate::kernels::{AttentionShape, Sequence};
+use crate::ops::{Step, Trace};
 use crate::weights::{Dtype, Quantised, RandomWeights, TensorData};
 use crate::{Error, Result};
 
@@ -33,6 +35,22 @@ pub(super) struct GpuBlock {
     mlp_out: GpuLinear,
 }
 
+/// Cuts an image [3, size, size] into patches [patches, 3 * patch * patch], row by row, each in the order
+/// of the convolution's weights. They begin `stride` values apart.
+fn patches(config: &VitConfig, pixels: &[f32], stride: usize, out: &mut [f32]) {
+    let (size, patch) = (config.image_size, config.patch_size);
+    let across = size / patch;
+    for channel in 0..3 {
+        for y in 0..size {
+            let line = &pixels[(channel * size + y) * size..][..size];
+            let at = (channel * patch + y % patch) * patch;
+            for (x, values) in line.chunks_exact(patch).enumerate() {
+                out[(y / patch * across + x) * stride + at..][..patch].copy_from_slice(values);
+            }
+        }
+    }
+}
+
 /// The buffers of a pass.
 #[derive(Default)]
 struct Workspace {
@@ -52,7 +70,7 @@ struct Workspace {
 /// Shows what comes out of steps. Waiting for a card is only possible outside of a browser.
 pub(super) struct Watch<'a> {
     pub(super) gpu: &'a Gpu,
-    pub(super) observe: Observe<'a>,
+    pub(super) observe: Trace<'a>,
 }
 
 impl Watch<'_> {
@@ -428,7 +446,7 @@ impl GpuVit {
         let most = (rows_of_a_pass(gpu, widest) / tokens).max(1);
         let mut watch = Watch {
             gpu,
-            observe: Observe::new("visual", steps),
+            observe: Trace::new("visual", steps),
         };
         with_workspace(&self.work, async |work: &mut Workspace| {
             work.output.reserve(gpu, batch * width);
@@ -632,7 +650,7 @@ impl GpuErnie {
         let most = rows_of_a_pass(gpu, self.blocks[0].widest_row());
         let mut watch = Watch {
             gpu,
-            observe: Observe::new("text", steps),
+            observe: Trace::new("text", steps),
         };
         let mut output = with_workspace(&self.work, async |work: &mut Workspace| {
             work.output.reserve(gpu, captions.len() * width);

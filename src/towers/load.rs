@@ -1,4 +1,4 @@
-//! From named tensors to the layers of either implementation.
+//! From named tensors to layers.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use burn::nn;
 use burn::tensor::{Device, Int, Tensor, TensorData as BurnData};
 use half::slice::HalfFloatSliceExt;
 
-use crate::kernels::{LayerNorm, Linear, PackedMatrix, Sequence};
+use crate::kernels::{PackedMatrix, Sequence};
+use crate::ops::{Linear, Norm, PackedLinear, PackedProjections, Projections};
 use crate::weights::{Codes, Quantised, TensorData, TensorSource};
 use crate::{ErnieConfig, Error, Result, VitConfig};
 
@@ -35,6 +36,25 @@ impl Columns {
             count,
         }
     }
+}
+
+/// Where a tower's weights go, and how they are kept there.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) device: Device,
+    pub(crate) layers: Layers,
+}
+
+/// How a tower's layers are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layers {
+    /// As the host's kernels read them.
+    Packed,
+    /// As tensors, those of queries, keys and values as one.
+    Together,
+    /// As tensors, each under its own name, as they are trained.
+    #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "only training keeps them so"))]
+    Apart,
 }
 
 /// A tower that is loaded block by block, so that it can be built while its tensors arrive.
@@ -111,17 +131,8 @@ impl Loader<'_> {
         Ok(self.read(name, shape)?.into_f32().into_owned())
     }
 
-    /// A normalisation for the host's kernels.
-    pub(super) fn norm(&self, name: &str, width: usize, epsilon: f64) -> Result<LayerNorm> {
-        Ok(LayerNorm {
-            scale: self.values(&format!("{name}.weight"), &[width])?,
-            shift: self.values(&format!("{name}.bias"), &[width])?,
-            epsilon: epsilon as f32,
-        })
-    }
-
     /// A linear layer of the given columns, side by side, for the host's kernels.
-    pub(super) fn linear(&self, inputs: usize, parts: &[Columns]) -> Result<Linear> {
+    pub(super) fn packed(&self, inputs: usize, parts: &[Columns]) -> Result<crate::kernels::Linear> {
         let mut bias = Vec::new();
         let mut weights = Vec::new();
         for part in parts {
@@ -131,7 +142,7 @@ impl Loader<'_> {
             weights.push((weight, part));
         }
         if let Some(weight) = quantised(inputs, bias.len(), &weights) {
-            return Ok(Linear { weight, bias });
+            return Ok(crate::kernels::Linear { weight, bias });
         }
         for (weight, _) in &mut weights {
             if matches!(weight, TensorData::Quantised(_)) {
@@ -157,7 +168,7 @@ impl Loader<'_> {
                 }
             }
         });
-        Ok(Linear { weight, bias })
+        Ok(crate::kernels::Linear { weight, bias })
     }
 
     /// A tensor on a device.
@@ -181,8 +192,24 @@ impl Loader<'_> {
         Ok(parameter(name, self.tensor(name, shape, device)?))
     }
 
-    /// A linear layer for Burn.
-    pub(super) fn burn_linear(
+    /// A linear layer.
+    pub(super) fn linear(
+        &self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        target: &Target,
+    ) -> Result<Linear> {
+        Ok(match target.layers {
+            Layers::Packed => {
+                Linear::Packed(PackedLinear::new(self.packed(inputs, &[Columns::all(name, outputs)])?))
+            }
+            _ => Linear::Dense(self.dense(name, inputs, outputs, &target.device)?),
+        })
+    }
+
+    /// A linear layer as tensors of a device.
+    pub(super) fn dense(
         &self,
         name: &str,
         inputs: usize,
@@ -195,18 +222,69 @@ impl Loader<'_> {
         })
     }
 
-    /// A normalisation for Burn.
-    pub(super) fn burn_norm(
+    /// The layers of queries, keys and values, `width` each, that the weights have as one.
+    pub(super) fn projections(&self, name: &str, width: usize, target: &Target) -> Result<Projections> {
+        let part = |start, columns| self.packed(width, &[Columns::part(name, 3 * width, start, columns)]);
+        Ok(match target.layers {
+            Layers::Packed => {
+                Projections::Packed(PackedProjections::new([part(0, width)?, part(width, 2 * width)?]))
+            }
+            _ => Projections::Together(self.dense(name, width, 3 * width, &target.device)?),
+        })
+    }
+
+    /// The layers of queries, keys and values by their names and widths, from `inputs` values.
+    pub(super) fn three_projections(
         &self,
-        name: &str,
-        width: usize,
-        epsilon: f64,
-        device: &Device,
-    ) -> Result<nn::LayerNorm> {
-        let mut norm = nn::LayerNormConfig::new(width).with_epsilon(epsilon).init(device);
-        norm.gamma = self.param(&format!("{name}.weight"), [width], device)?;
-        norm.beta = Some(self.param(&format!("{name}.bias"), [width], device)?);
-        Ok(norm)
+        parts: &[(String, usize); 3],
+        inputs: usize,
+        target: &Target,
+    ) -> Result<Projections> {
+        if target.layers == Layers::Packed {
+            let [q, k, v] = parts.each_ref().map(|(name, width)| Columns::all(name, *width));
+            let (query, key_value) = (self.packed(inputs, &[q])?, self.packed(inputs, &[k, v])?);
+            return Ok(Projections::Packed(PackedProjections::new([query, key_value])));
+        }
+        let dense = |(name, width): &(String, usize)| self.dense(name, inputs, *width, &target.device);
+        let [q, k, v] = parts.each_ref().map(dense);
+        let parts = [q?, k?, v?];
+        if target.layers == Layers::Apart {
+            return Ok(Projections::Apart(parts));
+        }
+        let weights = parts.iter().map(|part| part.weight.val()).collect();
+        let biases = parts.iter().filter_map(|part| Some(part.bias.as_ref()?.val()));
+        Ok(Projections::Together(nn::Linear {
+            weight: Param::from_tensor(Tensor::cat(weights, 1)),
+            bias: Some(Param::from_tensor(Tensor::cat(biases.collect(), 0))),
+        }))
+    }
+
+    /// The layer from a patch's values to its row, which the weights have as a convolution without a bias.
+    pub(super) fn patch_embed(&self, name: &str, config: &VitConfig, target: &Target) -> Result<Linear> {
+        let (width, values) = (config.width, config.patch_values());
+        let shape = [width, 3, config.patch_size, config.patch_size];
+        if target.layers == Layers::Packed {
+            let rows = self.values(name, &shape)?;
+            return Ok(Linear::Packed(PackedLinear::new(crate::kernels::Linear {
+                weight: PackedMatrix::from_transposed(&rows, width, values),
+                bias: Vec::new(),
+            })));
+        }
+        let weight = self.tensor(name, shape, &target.device)?;
+        let weight = weight.reshape([width, values]).transpose();
+        Ok(Linear::Dense(nn::Linear {
+            weight: parameter(name, weight),
+            bias: None,
+        }))
+    }
+
+    /// A normalisation.
+    pub(super) fn norm(&self, name: &str, width: usize, epsilon: f64, target: &Target) -> Result<Norm> {
+        Ok(Norm {
+            scale: self.param(&format!("{name}.weight"), [width], &target.device)?,
+            shift: self.param(&format!("{name}.bias"), [width], &target.device)?,
+            epsilon,
+        })
     }
 }
 
@@ -413,8 +491,8 @@ pub(super) struct WordsOnDevice {
 }
 
 impl WordsOnDevice {
-    /// Ids [captions * length] to embedded tokens [captions, length, width].
-    pub(super) fn embed(&self, ids: Tensor<1, Int>, length: usize) -> Tensor<3> {
+    /// Ids `[captions * length]` to embedded tokens `[captions * length, width]`.
+    pub(super) fn embed(&self, ids: Tensor<1, Int>, length: usize) -> Tensor<2> {
         let [_, width] = self.words.dims();
         let captions = ids.dims()[0] / length;
         let words = self
@@ -424,7 +502,8 @@ impl WordsOnDevice {
             .reshape([captions, length, width]);
         let sum = words + self.positions.clone().narrow(0, 0, length).unsqueeze();
         let types = self.types.iter().cloned();
-        types.fold(sum, |sum, row| sum + row.unsqueeze())
+        let sum = types.fold(sum, |sum, row| sum + row.unsqueeze());
+        sum.reshape([captions * length, width])
     }
 }
 

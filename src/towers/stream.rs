@@ -7,15 +7,14 @@ use super::efficientnet::GpuEfficientNet;
 use super::efficientnet::HostEfficientNet;
 #[cfg(feature = "wgpu")]
 use super::gpu::{GpuErnie, GpuVit};
-use super::host::{HostErnie, HostVit};
+use super::image::{ImageBody, OnDevice};
 use super::load::{Layered, Loader, Words};
-use super::{
-    EfficientNet, Engine, Ernie, ErnieOnDevice, ImageBody, ImageTower, OnDevice, TextBody, TextTower, Vit,
-};
+use super::text::{ErnieOnDevice, TextBody};
+use super::{EfficientNet, Engine, Ernie, ImageTower, TextTower, Vit};
 #[cfg(feature = "wgpu")]
 use crate::gpu::Gpu;
 use crate::weights::{TensorStream, image_tensors, text_tensors};
-use crate::{ErnieConfig, ImageConfig, Result};
+use crate::{ErnieConfig, ImageConfig, Result, VitConfig};
 
 /// An image tower in the making, from the bytes of its safetensors file.
 ///
@@ -74,7 +73,7 @@ impl ImageTowerStream {
         let config = config.into();
         config.validate()?;
         let parts: Box<dyn Parts<_>> = match &config {
-            ImageConfig::Vit(vit) => Box::new(Arriving::<HostVit>::new(image_tensors(vit), vit, device)),
+            ImageConfig::Vit(vit) => Box::new(of_vit(vit, device, Engine::Auto)),
             ImageConfig::EfficientNet(net) => {
                 Box::new(Arriving::<HostEfficientNet>::new(image_tensors(net), net, device))
             }
@@ -87,12 +86,10 @@ impl ImageTowerStream {
         let config = config.into();
         config.validate()?;
         let parts: Box<dyn Parts<_>> = match &config {
-            ImageConfig::Vit(vit) => Box::new(OfModule {
-                arriving: Arriving::<Vit>::new(image_tensors(vit), vit, device),
-                engine,
-            }),
+            ImageConfig::Vit(vit) => Box::new(of_vit(vit, device, engine)),
             ImageConfig::EfficientNet(net) => Box::new(OfModule {
                 arriving: Arriving::<EfficientNet>::new(image_tensors(net), net, device),
+                device: device.clone(),
                 engine,
             }),
         };
@@ -158,28 +155,12 @@ impl TextTowerStream {
     /// # Errors
     /// [`crate::Error::Config`] where a size is out of range.
     pub fn new(config: &ErnieConfig, device: &Device, engine: Engine) -> Result<Self> {
-        match engine.is_host(device) {
-            true => Self::on_host(config, device),
-            false => Self::on_device(config, device, engine),
-        }
-    }
-
-    /// As [`TextTowerStream::new`], on this crate's kernels: a program that calls nothing else holds no code of Burn's.
-    ///
-    /// # Errors
-    /// As [`TextTowerStream::new`].
-    pub fn on_host(config: &ErnieConfig, device: &Device) -> Result<Self> {
-        Self::of(
-            Arriving::<HostErnie>::new(text_tensors(config), config, device),
-            config,
-            device,
-        )
-    }
-
-    /// As a Burn module.
-    fn on_device(config: &ErnieConfig, device: &Device, engine: Engine) -> Result<Self> {
-        let arriving = Arriving::<Ernie>::new(text_tensors(config), config, device);
-        Self::of(OfModule { arriving, engine }, config, device)
+        let parts = OfModule {
+            arriving: Arriving::<Ernie>::new(text_tensors(config), config, &engine.target(device)),
+            device: device.clone(),
+            engine,
+        };
+        Self::of(parts, config, device)
     }
 
     /// As [`TextTowerStream::new`], on a graphics card by this crate's kernels.
@@ -290,18 +271,27 @@ impl<T: Layered> Arriving<T> {
         Ok(())
     }
 
-    fn complete(self) -> Result<(T, TensorStream, T::Target)> {
+    fn complete(self) -> Result<(T, TensorStream)> {
         self.stream.finish()?;
         let blocks = self.blocks.into_iter().flatten().collect();
         let tower = T::assemble(&Loader(&self.stream), &self.config, &self.target, blocks)?;
-        Ok((tower, self.stream, self.target))
+        Ok((tower, self.stream))
     }
 }
 
 /// A tower that becomes a Burn module, and how that is to compute.
 struct OfModule<T: Layered> {
     arriving: Arriving<T>,
+    device: Device,
     engine: Engine,
+}
+
+fn of_vit(config: &VitConfig, device: &Device, engine: Engine) -> OfModule<Vit> {
+    OfModule {
+        arriving: Arriving::new(image_tensors(config), config, &engine.target(device)),
+        device: device.clone(),
+        engine,
+    }
 }
 
 /// The body that a kind of tower is.
@@ -313,7 +303,7 @@ macro_rules! parts {
             }
 
             fn finish(self: Box<Self>) -> Result<(Box<dyn $body>, TensorStream)> {
-                let (tower, rest, _) = self.complete()?;
+                let (tower, rest) = self.complete()?;
                 Ok((Box::new(tower), rest))
             }
         }
@@ -325,18 +315,16 @@ macro_rules! parts {
             }
 
             fn finish(self: Box<Self>) -> Result<(Box<dyn $body>, TensorStream)> {
-                let (module, rest, device) = self.arriving.complete()?;
+                let (module, rest) = self.arriving.complete()?;
                 Ok((
-                    Box::new($on_device::new(module, &device, self.engine)),
+                    Box::new($on_device::new(module, &self.device, self.engine)),
                     rest,
                 ))
             }
         }
     };
 }
-parts!(HostVit, ImageBody);
 parts!(HostEfficientNet, ImageBody);
-parts!(HostErnie, TextBody);
 parts!(Vit, ImageBody, OnDevice);
 parts!(EfficientNet, ImageBody, OnDevice);
 parts!(Ernie, TextBody, ErnieOnDevice);

@@ -5,16 +5,14 @@
 //! weighted sum of symmetric InfoNCE terms over [`Pair`]s of them. A [`Trainer`] takes steps on [`Batch`]es;
 //! it reads no file and prints nothing.
 
-mod dropout;
-pub mod kernels;
 mod loss;
 mod model;
 mod optimizer;
 
 pub use crate::weights::TEMPERATURE;
-pub use dropout::Dropout;
-pub(crate) use dropout::Dropping;
-pub use kernels::Compute;
+pub(crate) use crate::ops::Dropping;
+pub use crate::ops::Dropout;
+pub use crate::ops::training::Compute;
 pub use loss::{EqualTexts, Loss, Pair, View, check_pairs, contrastive_loss};
 pub use model::{FIRST_TEMPERATURE, Trainable, Weights, tensors};
 pub use optimizer::{OptimizerSettings, Schedule};

@@ -7,10 +7,12 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData as BurnData};
 
-use super::dropout::Dropping;
-use super::kernels::Compute;
 use super::loss::View;
-use crate::towers::{EfficientNet, Ernie, Layered, Loader, PATCH_EMBED, Vit, parameter, parameter_id, to};
+use crate::ops::training::Compute;
+use crate::ops::{Dropping, How, Layout, Pass, Trace};
+use crate::towers::{
+    EfficientNet, Ernie, Layered, Layers, Loader, PATCH_EMBED, Target, Vit, parameter, parameter_id,
+};
 use crate::weights::{self, TEMPERATURE, TensorData, TensorSource};
 use crate::{ErnieConfig, Error, ImageConfig, ModelConfig, Result};
 
@@ -45,9 +47,10 @@ pub enum ImageModule {
 
 impl ImageModule {
     fn forward_training(&self, pixels: Tensor<4>, compute: Compute) -> Tensor<2> {
+        let pass = &mut Pass::new(How::training(compute, &pixels.device()), Trace::new("visual", None));
         match self {
-            Self::Vit(vit) => vit.forward_training(pixels, compute),
-            Self::EfficientNet(net) => net.forward(to(pixels, compute.dtype())),
+            Self::Vit(vit) => vit.forward(pixels, pass),
+            Self::EfficientNet(net) => net.forward(pixels, pass),
         }
     }
 }
@@ -81,6 +84,10 @@ impl Trainable {
         weights::check(source, &expected)?;
         let loader = Loader(source);
         let text: &ErnieConfig = &config.text;
+        let target = Target {
+            device: device.clone(),
+            layers: Layers::Apart,
+        };
         let table = |name: &str, rows: usize| loader.param(name, [rows, text.width], device);
         let types = |name: &str, rows: Option<usize>| rows.map(|rows| table(name, rows)).transpose();
         let first = config
@@ -95,12 +102,12 @@ impl Trainable {
         };
         Ok(Self {
             image: match &config.image {
-                ImageConfig::Vit(vit) => ImageModule::Vit(Vit::load(&loader, vit, device)?),
+                ImageConfig::Vit(vit) => ImageModule::Vit(Vit::load(&loader, vit, &target)?),
                 ImageConfig::EfficientNet(net) => {
                     ImageModule::EfficientNet(EfficientNet::load(&loader, net, device)?)
                 }
             },
-            text: Ernie::load(&loader, text, device)?,
+            text: Ernie::load(&loader, text, &target)?,
             words: table("text_model.word_emb.weight", text.vocab_size)?,
             positions: table("text_model.pos_emb.weight", text.max_positions)?,
             sentence_types: types("text_model.sent_emb.weight", text.sentence_types)?,
@@ -170,15 +177,21 @@ impl Trainable {
             }
         }
         let ids = Tensor::<1, Int>::from_data(BurnData::new(ids, [count * longest]), device);
-        let bias = Tensor::<4>::from_data(BurnData::new(bias, [count, 1, 1, longest]), device);
+        let key_bias = Tensor::<4>::from_data(BurnData::new(bias, [count, 1, 1, longest]), device);
         let [_, width] = self.words.dims();
         let words = self.words.val().select(0, ids).reshape([count, longest, width]);
         let mut added = self.positions.val().narrow(0, 0, longest);
         for types in [&self.sentence_types, &self.task_types].into_iter().flatten() {
             added = added + types.val().narrow(0, 0, 1);
         }
-        let embedded = words + added.unsqueeze::<3>();
-        self.text.forward_training(embedded, bias, dropout, compute)
+        let embedded = (words + added.unsqueeze::<3>()).reshape([count * longest, width]);
+        let layout = Layout::Padded {
+            batch: count,
+            tokens: longest,
+            key_bias: Some(key_bias),
+        };
+        let how = How::training(compute, device);
+        self.text.forward(embedded, &layout, &mut Pass::with_dropping(how, dropout))
     }
 
     /// The embeddings of the views, each [rows, width]. Views of one tower are computed together.

@@ -9,10 +9,8 @@ use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{block, prefixes};
 use crate::kernels::convolution::Map;
-use crate::towers::BurnOptions;
-use crate::towers::Observe;
+use crate::ops::{BurnOptions, Pass, Trace, dtype, to};
 use crate::towers::load::{Layered, Loader};
-use crate::towers::precision::{dtype, to};
 use crate::{EfficientNetConfig, Result};
 
 /// An EfficientNet. In training, too, batch normalisation uses the statistics that came with the weights.
@@ -192,41 +190,34 @@ impl Layered for EfficientNet {
             head: convolution(head, [c.features(), output, 1, 1], 1)?,
             projection: c
                 .projection
-                .map(|width| loader.burn_linear("visual.projection", c.features(), width, device))
+                .map(|width| loader.dense("visual.projection", c.features(), width, device))
                 .transpose()?,
         })
     }
 }
 
 impl EfficientNet {
-    /// Pixels [batch, 3, height, width] to embeddings [batch, width], not normalised.
-    pub fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
-        self.forward_observed(pixels, BurnOptions::default(), &mut Observe::new("visual", None))
-    }
-
-    pub(in crate::towers) fn forward_observed(
-        &self,
-        pixels: Tensor<4>,
-        how: BurnOptions,
-        observe: &mut Observe<'_>,
-    ) -> Tensor<2> {
+    /// Pixels `[batch, 3, height, width]` to embeddings `[batch, width]`, not normalised.
+    pub(crate) fn forward(&self, pixels: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        let pixels = pass.factor(pixels);
+        let (how, trace) = (pass.options(), &mut pass.trace);
         let mut x = swish(self.stem.forward(pixels, how));
-        observe.tensor("stem", &x);
+        trace.tensor("stem", &x);
         for (i, block) in self.blocks.iter().enumerate() {
-            observe.enter(format_args!("block{}.{}", block.stage, block.index));
-            x = block.forward(x, how, observe);
-            observe.leave();
+            trace.enter(format_args!("block{}.{}", block.stage, block.index));
+            x = block.forward(x, how, trace);
+            trace.leave();
             if self.blocks.get(i + 1).is_none_or(|next| next.stage > block.stage) {
-                observe.tensor(&format!("stage{}", block.stage), &x);
+                trace.tensor(&format!("stage{}", block.stage), &x);
             }
         }
         let x = swish(self.head.forward(x, how));
-        observe.tensor("head", &x);
+        trace.tensor("head", &x);
         let x = mean(x);
-        observe.tensor("pooled", &x);
+        trace.tensor("pooled", &x);
         match &self.projection {
             None => x,
-            Some(layer) => how.linear(layer, x),
+            Some(layer) => how.linear(x, layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val())),
         }
     }
 }
@@ -241,22 +232,22 @@ fn mean(x: Tensor<4>) -> Tensor<2> {
 }
 
 impl Block {
-    fn forward(&self, x: Tensor<4>, how: BurnOptions, observe: &mut Observe<'_>) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>, how: BurnOptions, trace: &mut Trace<'_>) -> Tensor<4> {
         let before = x.clone();
         let mut x = x;
         if let Some(expansion) = &self.expansion {
             x = swish(expansion.forward(x, how));
-            observe.tensor("expand", &x);
+            trace.tensor("expand", &x);
         }
         let x = swish(self.depthwise.forward(x, how));
-        observe.tensor("depthwise", &x);
+        trace.tensor("depthwise", &x);
         let squeezed = swish(self.reduce.forward(mean(x.clone()), how));
         let gate = sigmoid(self.expand.forward(squeezed, how));
         let [batch, channels] = gate.dims();
         let x = x.clone() * to(gate, dtype(&x)).reshape([batch, channels, 1, 1]);
-        observe.tensor("se", &x);
+        trace.tensor("se", &x);
         let x = self.projection.forward(x, how);
-        observe.tensor("project", &x);
+        trace.tensor("project", &x);
         match self.residual {
             true => x + before,
             false => x,

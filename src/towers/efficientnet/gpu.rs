@@ -8,7 +8,8 @@ use crate::gpu::{Convolution, Epilogue, Gpu, GpuBuffer, GpuLinear, GpuUniform, P
 use crate::kernels::convolution::Map;
 use crate::towers::gpu::{Watch, check, padded, wait, with_workspace};
 use crate::towers::load::{Layered, Loader};
-use crate::towers::{ImageBody, Later, Observe, Step, square};
+use crate::ops::{Step, Trace};
+use crate::towers::image::{ImageBody, Later, square};
 use crate::weights::{Dtype, TensorData};
 use crate::{Error, Result};
 
@@ -192,7 +193,7 @@ impl GpuEfficientNet {
                 let mut of_image = Vec::new();
                 let mut watch = Watch {
                     gpu,
-                    observe: Observe::new("visual", steps.is_some().then_some(&mut of_image)),
+                    observe: Trace::new("visual", steps.is_some().then_some(&mut of_image)),
                 };
                 work.image.write(gpu, 0, pixels);
                 self.image(&mut recorder, work, map, i, &mut watch);

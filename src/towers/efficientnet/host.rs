@@ -1,6 +1,8 @@
 //! On the host's own memory, over [`crate::kernels`]. An image is stored pixel by pixel, the channels of a pixel beside
 //! one another.
 
+use std::sync::Mutex;
+
 use burn::tensor::Device;
 
 use super::{block, folded, prefixes};
@@ -8,9 +10,9 @@ use crate::Result;
 use crate::config::{EfficientNetBlock, EfficientNetConfig};
 use crate::kernels::convolution::{Depthwise, Map, convolve_planes};
 use crate::kernels::{Activation, Buffer, Linear, PackedMatrix, Rows, RowsMut, for_each_chunk, linear};
-use crate::towers::host::{Pool, runs};
+use crate::ops::host::runs;
+use crate::ops::{Step, Trace};
 use crate::towers::load::{Columns, Layered, Loader};
-use crate::towers::{Observe, Step};
 
 /// The image tower.
 pub(crate) struct HostEfficientNet {
@@ -19,7 +21,7 @@ pub(crate) struct HostEfficientNet {
     blocks: Vec<Block>,
     head: Linear,
     projection: Option<Linear>,
-    pool: Pool<Workspace>,
+    pool: Pool,
 }
 
 pub(crate) struct Block {
@@ -40,6 +42,22 @@ struct Workspace {
     convolved: Buffer,
     /// The projection's weights times the gate.
     scaled: Buffer,
+}
+
+/// Buffers that are not in use.
+#[derive(Default)]
+struct Pool(Mutex<Vec<Workspace>>);
+
+impl Pool {
+    fn with<T>(&self, f: impl FnOnce(&mut Workspace) -> T) -> T {
+        let taken = self.0.lock().ok().and_then(|mut free| free.pop());
+        let mut work = taken.unwrap_or_default();
+        let result = f(&mut work);
+        if let Ok(mut free) = self.0.lock() {
+            free.push(work);
+        }
+        result
+    }
 }
 
 /// Floats from one pixel to the next: rows a power of two apart would fall into the same few cache sets.
@@ -138,7 +156,7 @@ impl Layered for HostEfficientNet {
             head: pointwise(loader, "visual.conv_head", "visual.bn2", sizes, c.epsilon)?,
             projection: c
                 .projection
-                .map(|width| loader.linear(c.features(), &[Columns::all("visual.projection", width)]))
+                .map(|width| loader.packed(c.features(), &[Columns::all("visual.projection", width)]))
                 .transpose()?,
             config: c.clone(),
             pool: Pool::default(),
@@ -159,7 +177,7 @@ impl HostEfficientNet {
         let (alone, together) = output.split_at_mut(run * count * width);
         let some = |pixels: &[f32], output: &mut [f32], parallel| {
             for (pixels, output) in pixels.chunks_exact(image).zip(output.chunks_exact_mut(width)) {
-                self.image(pixels, map, output, parallel, &mut Observe::new("visual", None));
+                self.image(pixels, map, output, parallel, &mut Trace::new("visual", None));
             }
         };
         for_each_chunk(alone, run * width, |i, output| {
@@ -179,28 +197,28 @@ impl HostEfficientNet {
                 map,
                 &mut output,
                 true,
-                &mut Observe::new("visual", Some(&mut steps)),
+                &mut Trace::new("visual", Some(&mut steps)),
             );
             Step::append(&mut all, steps);
         }
         all
     }
 
-    fn image(&self, pixels: &[f32], map: Map, output: &mut [f32], parallel: bool, observe: &mut Observe<'_>) {
+    fn image(&self, pixels: &[f32], map: Map, output: &mut [f32], parallel: bool, trace: &mut Trace<'_>) {
         self.pool.with(|work| {
             let (whole, mut channels) = (map, self.config.stem());
             let mut map = whole.convolved(3, 2).0;
             let mut x = view_mut(&mut work.x, map, channels);
             convolve_planes(pixels, whole, 3, 2, &self.stem, &mut x, parallel);
-            observe.rows("stem", &view(&work.x, map, channels));
+            trace.rows("stem", &view(&work.x, map, channels));
             for (i, block) in self.blocks.iter().enumerate() {
-                observe.enter(format_args!("block{}.{}", block.of.stage, block.of.index));
-                map = block.forward(work, map, parallel, observe);
-                observe.leave();
+                trace.enter(format_args!("block{}.{}", block.of.stage, block.of.index));
+                map = block.forward(work, map, parallel, trace);
+                trace.leave();
                 channels = block.of.output;
                 let next = self.blocks.get(i + 1);
                 if next.is_none_or(|next| next.of.stage > block.of.stage) {
-                    observe.rows(&format!("stage{}", block.of.stage), &view(&work.x, map, channels));
+                    trace.rows(&format!("stage{}", block.of.stage), &view(&work.x, map, channels));
                 }
             }
             let features = self.config.features();
@@ -213,7 +231,7 @@ impl HostEfficientNet {
                 parallel,
             );
             let head = view(&work.next, map, features);
-            observe.rows("head", &head);
+            trace.rows("head", &head);
             let mut pooled = vec![0.0; features];
             for pixel in 0..head.rows {
                 for (sum, value) in pooled.iter_mut().zip(head.row(pixel)) {
@@ -221,7 +239,7 @@ impl HostEfficientNet {
                 }
             }
             pooled.iter_mut().for_each(|sum| *sum /= head.rows as f32);
-            observe.rows("pooled", &Rows::new(&pooled, 1, features, features));
+            trace.rows("pooled", &Rows::new(&pooled, 1, features, features));
             match &self.projection {
                 None => output.copy_from_slice(&pooled),
                 Some(layer) => output.copy_from_slice(&one_row(&pooled, layer, Activation::None)),
@@ -232,10 +250,10 @@ impl HostEfficientNet {
 
 impl Block {
     /// Takes `work.x`, an image of `map`, through the block, and returns the size of what is there then.
-    fn forward(&self, work: &mut Workspace, map: Map, parallel: bool, observe: &mut Observe<'_>) -> Map {
+    fn forward(&self, work: &mut Workspace, map: Map, parallel: bool, trace: &mut Trace<'_>) -> Map {
         let of = &self.of;
         let out = self.depthwise.map(map);
-        if let (true, Some(layer)) = (observe.is_on(), &self.expansion) {
+        if let (true, Some(layer)) = (trace.is_on(), &self.expansion) {
             // It is there in pieces only.
             let mut all = Buffer::default();
             let rows = &mut view_mut(&mut all, map, of.expanded);
@@ -247,7 +265,7 @@ impl Block {
                 false,
                 parallel,
             );
-            observe.rows("expand", &view(&all, map, of.expanded));
+            trace.rows("expand", &view(&all, map, of.expanded));
         }
         let mut mean = vec![0.0; of.expanded];
         self.depthwise.forward(
@@ -259,13 +277,13 @@ impl Block {
             parallel,
         );
         let convolved = view(&work.convolved, out, of.expanded);
-        observe.rows("depthwise", &convolved);
+        trace.rows("depthwise", &convolved);
         let squeezed = one_row(&mean, &self.reduce, Activation::Swish);
         let mut gate = one_row(&squeezed, &self.expand, Activation::None);
         for x in &mut gate {
             *x = 1.0 / (1.0 + (-*x).exp());
         }
-        observe.push(
+        trace.push(
             "se",
             || vec![convolved.rows, convolved.width],
             || {
@@ -286,7 +304,7 @@ impl Block {
             let mut next = view_mut(&mut work.next, out, of.output);
             linear(convolved, &scaled, &mut next, Activation::None, false, parallel);
             std::mem::swap(&mut work.x, &mut work.next);
-            observe.rows("project", &view(&work.x, out, of.output));
+            trace.rows("project", &view(&work.x, out, of.output));
         }
         work.scaled = scaled.weight.into_memory();
         out

@@ -1,4 +1,4 @@
-//! The fused operations on the host's memory, and their ways back.
+//! The fused operations on the host's memory, and their backward passes.
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -8,14 +8,15 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex, backend_extension};
 use burn::tensor::{Shape, TensorData};
 
-use crate::kernels::train::{self, DropoutMask, LinearShape, PackedAttention, Wanted};
+use crate::kernels::dropout::DropoutMask;
+use crate::kernels::train::{self, LinearShape, PackedAttention, Wanted};
 use crate::kernels::{Activation, AttentionShape};
 
 /// What the fused operations need of a backend.
 #[backend_extension(Flex, Autodiff)]
-pub trait TrainKernels: Backend {
+pub(crate) trait TrainingOps: Backend {
     /// `qkv` \[batch, tokens, 2 * query width + value width\], `key_bias` \[batch, tokens\].
-    fn fused_attention(
+    fn train_attention(
         qkv: FloatTensor<Self>,
         key_bias: FloatTensor<Self>,
         shape: AttentionShape,
@@ -24,7 +25,7 @@ pub trait TrainKernels: Backend {
     ) -> FloatTensor<Self>;
 
     /// Over the last dimension of `x`.
-    fn fused_layer_norm(
+    fn train_layer_norm(
         x: FloatTensor<Self>,
         scale: FloatTensor<Self>,
         shift: FloatTensor<Self>,
@@ -32,7 +33,7 @@ pub trait TrainKernels: Backend {
     ) -> FloatTensor<Self>;
 
     /// Over the last dimension of `x`.
-    fn fused_linear(
+    fn train_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
@@ -40,10 +41,10 @@ pub trait TrainKernels: Backend {
     ) -> FloatTensor<Self>;
 
     /// drop(x).
-    fn fused_drop(x: FloatTensor<Self>, drop: DropoutMask) -> FloatTensor<Self>;
+    fn train_drop(x: FloatTensor<Self>, drop: DropoutMask) -> FloatTensor<Self>;
 
     /// x + drop(y).
-    fn fused_add_drop(x: FloatTensor<Self>, y: FloatTensor<Self>, drop: DropoutMask) -> FloatTensor<Self>;
+    fn train_add_drop(x: FloatTensor<Self>, y: FloatTensor<Self>, drop: DropoutMask) -> FloatTensor<Self>;
 }
 
 type Host = FloatTensor<Flex>;
@@ -149,8 +150,8 @@ fn linear(x: &Host, weight: &Host, bias: &Host, activation: Activation) -> (Host
     )
 }
 
-impl TrainKernels for Flex {
-    fn fused_attention(
+impl TrainingOps for Flex {
+    fn train_attention(
         qkv: Host,
         key_bias: Host,
         shape: AttentionShape,
@@ -160,21 +161,21 @@ impl TrainKernels for Flex {
         Attention::new(&qkv, &key_bias, shape, drop, only_first).forward()
     }
 
-    fn fused_layer_norm(x: Host, scale: Host, shift: Host, epsilon: f32) -> Host {
+    fn train_layer_norm(x: Host, scale: Host, shift: Host, epsilon: f32) -> Host {
         layer_norm(&whole(&x), &whole(&scale), &whole(&shift), epsilon).0
     }
 
-    fn fused_linear(x: Host, weight: Host, bias: Host, activation: Activation) -> Host {
+    fn train_linear(x: Host, weight: Host, bias: Host, activation: Activation) -> Host {
         linear(&whole(&x), &whole(&weight), &whole(&bias), activation).0
     }
 
-    fn fused_drop(x: Host, drop: DropoutMask) -> Host {
+    fn train_drop(x: Host, drop: DropoutMask) -> Host {
         let x = whole(&x);
         let width = last_of(x.layout().shape());
         tensor(train::drop_out(x.storage(), width, &drop), shape_of(&x))
     }
 
-    fn fused_add_drop(x: Host, y: Host, drop: DropoutMask) -> Host {
+    fn train_add_drop(x: Host, y: Host, drop: DropoutMask) -> Host {
         let (x, y) = (whole(&x), whole(&y));
         assert_eq!(x.layout().shape(), y.layout().shape(), "the shapes of a sum");
         let width = last_of(x.layout().shape());
@@ -185,8 +186,8 @@ impl TrainKernels for Flex {
     }
 }
 
-impl<C: CheckpointStrategy> TrainKernels for Autodiff<Flex, C> {
-    fn fused_attention(
+impl<C: CheckpointStrategy> TrainingOps for Autodiff<Flex, C> {
+    fn train_attention(
         qkv: FloatTensor<Self>,
         key_bias: FloatTensor<Self>,
         shape: AttentionShape,
@@ -194,9 +195,9 @@ impl<C: CheckpointStrategy> TrainKernels for Autodiff<Flex, C> {
         only_first: bool,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct Way;
+        struct Step;
 
-        impl Backward<Flex, 1> for Way {
+        impl Backward<Flex, 1> for Step {
             type State = Attention;
 
             fn backward(self, ops: Ops<Attention, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -210,22 +211,22 @@ impl<C: CheckpointStrategy> TrainKernels for Autodiff<Flex, C> {
 
         let state = Attention::new(qkv.primitive(), key_bias.primitive(), shape, drop, only_first);
         let output = state.forward();
-        match Way.prepare::<C>([qkv.node()]).compute_bound().stateful() {
+        match Step.prepare::<C>([qkv.node()]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(state, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
 
-    fn fused_layer_norm(
+    fn train_layer_norm(
         x: FloatTensor<Self>,
         scale: FloatTensor<Self>,
         shift: FloatTensor<Self>,
         epsilon: f32,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct Way;
+        struct Step;
 
-        impl Backward<Flex, 3> for Way {
+        impl Backward<Flex, 3> for Step {
             /// x, scale, and the moments of each row.
             type State = (Host, Host, Vec<f32>);
 
@@ -254,7 +255,7 @@ impl<C: CheckpointStrategy> TrainKernels for Autodiff<Flex, C> {
 
         let (values, factors) = (whole(x.primitive()), whole(scale.primitive()));
         let (output, moments) = layer_norm(&values, &factors, &whole(shift.primitive()), epsilon);
-        match Way
+        match Step
             .prepare::<C>([x.node(), scale.node(), shift.node()])
             .compute_bound()
             .stateful()
@@ -264,16 +265,16 @@ impl<C: CheckpointStrategy> TrainKernels for Autodiff<Flex, C> {
         }
     }
 
-    fn fused_linear(
+    fn train_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         activation: Activation,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct Way;
+        struct Step;
 
-        impl Backward<Flex, 3> for Way {
+        impl Backward<Flex, 3> for Step {
             /// x, the weight, what went into the activation, and which.
             type State = (Host, Host, Option<Host>, Activation);
 
@@ -308,7 +309,7 @@ impl<C: CheckpointStrategy> TrainKernels for Autodiff<Flex, C> {
 
         let (values, factors) = (whole(x.primitive()), whole(weight.primitive()));
         let (output, before) = linear(&values, &factors, &whole(bias.primitive()), activation);
-        match Way
+        match Step
             .prepare::<C>([x.node(), weight.node(), bias.node()])
             .compute_bound()
             .stateful()
@@ -318,41 +319,41 @@ impl<C: CheckpointStrategy> TrainKernels for Autodiff<Flex, C> {
         }
     }
 
-    fn fused_drop(x: FloatTensor<Self>, drop: DropoutMask) -> FloatTensor<Self> {
+    fn train_drop(x: FloatTensor<Self>, drop: DropoutMask) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct Way;
+        struct Step;
 
-        impl Backward<Flex, 1> for Way {
+        impl Backward<Flex, 1> for Step {
             type State = DropoutMask;
 
             fn backward(self, ops: Ops<DropoutMask, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let gradient = grads.consume::<Flex>(&ops.node);
                 if let [Some(node)] = ops.parents {
-                    grads.register::<Flex>(node.id, Flex::fused_drop(gradient, ops.state));
+                    grads.register::<Flex>(node.id, Flex::train_drop(gradient, ops.state));
                 }
             }
         }
 
         let (x, node) = x.into_parts();
-        let output = Flex::fused_drop(x, drop);
-        match Way.prepare::<C>([node]).compute_bound().stateful() {
+        let output = Flex::train_drop(x, drop);
+        match Step.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(drop, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
 
-    fn fused_add_drop(x: FloatTensor<Self>, y: FloatTensor<Self>, drop: DropoutMask) -> FloatTensor<Self> {
+    fn train_add_drop(x: FloatTensor<Self>, y: FloatTensor<Self>, drop: DropoutMask) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct Way;
+        struct Step;
 
-        impl Backward<Flex, 2> for Way {
+        impl Backward<Flex, 2> for Step {
             type State = DropoutMask;
 
             fn backward(self, ops: Ops<DropoutMask, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let gradient = grads.consume::<Flex>(&ops.node);
                 let [node_x, node_y] = ops.parents;
                 if let Some(node) = node_y {
-                    grads.register::<Flex>(node.id, Flex::fused_drop(gradient.clone(), ops.state));
+                    grads.register::<Flex>(node.id, Flex::train_drop(gradient.clone(), ops.state));
                 }
                 if let Some(node) = node_x {
                     grads.register::<Flex>(node.id, gradient);
@@ -362,8 +363,8 @@ impl<C: CheckpointStrategy> TrainKernels for Autodiff<Flex, C> {
 
         let (x, node_x) = x.into_parts();
         let (y, node_y) = y.into_parts();
-        let output = Flex::fused_add_drop(x, y, drop);
-        match Way.prepare::<C>([node_x, node_y]).compute_bound().stateful() {
+        let output = Flex::train_add_drop(x, y, drop);
+        match Step.prepare::<C>([node_x, node_y]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(drop, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }

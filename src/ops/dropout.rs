@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::kernels::DropoutMask;
+pub use crate::kernels::dropout::DropoutMask;
 use crate::random::Random;
 
 /// The shares of values that training leaves out of a text at random, each from 0 to below 1.
@@ -15,13 +15,15 @@ pub struct Dropout {
     pub attention: f64,
 }
 
-/// The choices of one forward pass, in the order of their use: a seed's are always the same.
+/// The choices of one forward pass, in the order of their use. A seed always gives the same ones.
+#[cfg_attr(not(feature = "train"), allow(dead_code, reason = "only training leaves anything out"))]
 pub(crate) struct Dropping {
     rates: Dropout,
     random: Random,
 }
 
 impl Dropping {
+    #[cfg(feature = "train")]
     pub(crate) fn new(rates: Dropout, seed: u64) -> Self {
         Self {
             rates,

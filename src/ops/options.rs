@@ -7,14 +7,14 @@
 //! bits of 24, from which vectors differ in the fourth digit. [`BurnPrecision::Single`] multiplies the bits that were cut, too.
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::nn;
 use burn::tensor::activation;
-use burn::tensor::module::{attention, linear};
-use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::module::linear;
 use burn::tensor::{FloatDType, Tensor, TensorData};
 
+use super::Layout;
+
 /// A module with all its weights in this precision, but for its normalisations.
-pub(super) fn narrowed<M: Module>(module: M, dtype: FloatDType) -> M {
+pub(crate) fn narrowed<M: Module>(module: M, dtype: FloatDType) -> M {
     match dtype {
         FloatDType::F32 => module,
         dtype => module.map(&mut Narrow { dtype, norms: 0 }),
@@ -61,7 +61,7 @@ impl BurnOptions {
     const FUSED_STEP: usize = 32;
 
     /// The type of weights, and of what passes between layers.
-    pub(super) fn dtype(self) -> FloatDType {
+    pub(crate) fn dtype(self) -> FloatDType {
         match self.precision {
             BurnPrecision::Device | BurnPrecision::Single => FloatDType::F32,
             BurnPrecision::F16 => FloatDType::F16,
@@ -71,16 +71,16 @@ impl BurnOptions {
 
     /// Whether products are split in halves of at most 12 significant bits, so that nothing is lost where the device takes no
     /// more than 11.
-    pub(super) fn is_split(self) -> bool {
+    pub(crate) fn is_split(self) -> bool {
         self.precision == BurnPrecision::Single
     }
 
-    fn is_fused(self) -> bool {
+    pub(super) fn is_fused(self) -> bool {
         self.attention == Attention::Fused && !self.is_split()
     }
 
     /// What numbers of tokens should be a multiple of.
-    pub(super) fn token_step(self) -> usize {
+    pub(crate) fn token_step(self) -> usize {
         match self.is_fused() {
             true => Self::FUSED_STEP,
             // So that a device sees few different shapes.
@@ -96,48 +96,27 @@ impl BurnOptions {
         }
     }
 
-    /// Pads [batch, tokens, width] where fused attention wants it, with what is then added to the scores of the keys,
-    /// [1, 1, 1, tokens].
-    pub(super) fn pad_tokens(self, x: Tensor<3>) -> (Tensor<3>, Option<Tensor<4>>) {
-        let [batch, tokens, width] = x.dims();
+    /// Pads each of `batch` sequences of `tokens` rows where fused attention needs it.
+    pub(super) fn pad_tokens(self, x: Tensor<2>, batch: usize, tokens: usize) -> (Tensor<2>, Layout) {
         let padded = tokens.next_multiple_of(Self::FUSED_STEP);
         if !self.is_fused() || padded == tokens {
-            return (x, None);
+            return (x, Layout::full(batch, tokens));
         }
-        let (device, dtype) = (x.device(), dtype(&x));
+        let (device, dtype, [_, width]) = (x.device(), dtype(&x), x.dims());
         let zeros = to(Tensor::zeros([batch, padded - tokens, width], &device), dtype);
         let bias = (0..padded).map(|key| if key < tokens { 0.0f32 } else { -10_000.0 });
         let bias = TensorData::new(bias.collect::<Vec<_>>(), [1, 1, 1, padded]);
-        (
-            Tensor::cat(vec![x, zeros], 1),
-            Some(Tensor::from_data(bias, &device)),
-        )
-    }
-
-    /// The attention of queries to keys and values, [batch, heads, tokens, head width] each. `key_bias`,
-    /// [batch or 1, 1, 1, tokens] in the precision of the queries, is 0 for keys that are attended to and -10000 for others.
-    pub(super) fn attend(
-        self,
-        q: Tensor<4>,
-        k: Tensor<4>,
-        v: Tensor<4>,
-        key_bias: Option<Tensor<4>>,
-    ) -> Tensor<4> {
-        let [batch, heads, queries, head_width] = q.dims();
-        if self.is_fused() {
-            let [_, _, keys, _] = k.dims();
-            let mask = key_bias.map(|bias| bias.lower_elem(-1.0).expand([batch, heads, queries, keys]));
-            return attention(q, k, v, mask, None, AttentionModuleOptions::default());
-        }
-        let mut scores = self.matmul(q * (head_width as f64).powf(-0.5), k.transpose());
-        if let Some(bias) = key_bias {
-            scores = scores + bias;
-        }
-        self.matmul(softmax(scores), v)
+        let x = Tensor::cat(vec![x.reshape([batch, tokens, width]), zeros], 1);
+        let layout = Layout::Padded {
+            batch,
+            tokens: padded,
+            key_bias: Some(Tensor::from_data(bias, &device)),
+        };
+        (x.reshape([batch * padded, width]), layout)
     }
 
     /// `product(a, b)`, which has to be linear in both.
-    pub(super) fn of<const A: usize, const B: usize, const C: usize>(
+    pub(crate) fn of<const A: usize, const B: usize, const C: usize>(
         self,
         a: Tensor<A>,
         b: Tensor<B>,
@@ -155,14 +134,14 @@ impl BurnOptions {
         self.of(a, b, Tensor::matmul)
     }
 
-    /// A layer of [.., inputs] to [.., outputs].
-    pub(super) fn linear<const D: usize>(self, layer: &nn::Linear, x: Tensor<D>) -> Tensor<D> {
+    /// x W + b.
+    pub(crate) fn linear(self, x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
         if !self.is_split() {
-            return layer.forward(x);
+            return linear(x, weight, bias);
         }
-        let product = self.of(x, layer.weight.val(), |x, weight| linear(x, weight, None));
-        match &layer.bias {
-            Some(bias) => product + bias.val().unsqueeze(),
+        let product = self.of(x, weight, |x, weight| linear(x, weight, None));
+        match bias {
+            Some(bias) => product + bias.unsqueeze(),
             None => product,
         }
     }
@@ -186,7 +165,7 @@ struct Narrow {
 
 impl Narrow {
     fn is_norm(container: &str) -> bool {
-        container == "Struct:LayerNorm"
+        container == "Struct:Norm"
     }
 }
 
@@ -208,7 +187,7 @@ impl ModuleMapper for Narrow {
 }
 
 /// The precision of a tensor.
-pub(super) fn dtype<const D: usize>(x: &Tensor<D>) -> FloatDType {
+pub(crate) fn dtype<const D: usize>(x: &Tensor<D>) -> FloatDType {
     x.dtype().into()
 }
 
@@ -218,11 +197,6 @@ pub(crate) fn to<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
         true => x,
         false => x.cast(dtype),
     }
-}
-
-/// A normalisation; what comes out is in `dtype`.
-pub(super) fn norm<const D: usize>(layer: &nn::LayerNorm, x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
-    to(layer.forward(to(x, FloatDType::F32)), dtype)
 }
 
 /// The softmax over the last axis.

@@ -1,0 +1,284 @@
+//! The host's tensors as rows, and memory that is used again.
+//!
+//! Fresh memory costs a page fault every 4 KiB, which at these sizes takes as long as the arithmetic of a normalisation.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use burn::tensor::{Bytes, DType, Shape, TensorData};
+
+use super::Host;
+use crate::kernels::{Rows, RowsMut};
+
+/// Four floats: Burn takes no memory that is aligned to more.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+struct Quad([f32; 4]);
+
+// SAFETY: four floats without padding, for which all zeros and all other bits are values.
+unsafe impl bytemuck::Zeroable for Quad {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Quad {}
+
+/// Floats of a cache line.
+const LINE: usize = 16;
+
+/// Bytes that a thread keeps at most.
+const KEPT: usize = 96 << 20;
+
+thread_local! {
+    static FREE: RefCell<Vec<Vec<Quad>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Floats from one row to the next.
+pub(super) fn stride(width: usize) -> usize {
+    width.next_multiple_of(LINE) + LINE
+}
+
+/// Memory for so many floats from a cache line's start on, of any values; and where that start is.
+fn take(floats: usize) -> (Vec<Quad>, usize) {
+    let quads = (floats + LINE).div_ceil(4);
+    let memory = FREE.with_borrow_mut(|free| {
+        let fits = |memory: &Vec<Quad>| memory.capacity() >= quads && memory.capacity() <= 2 * quads;
+        let candidates = free.iter().enumerate().filter(|(_, memory)| fits(memory));
+        let best = candidates.min_by_key(|(_, memory)| memory.capacity()).map(|(i, _)| i);
+        let mut memory = match best {
+            Some(i) => free.swap_remove(i),
+            None => Vec::with_capacity(quads),
+        };
+        memory.resize(quads, Quad([0.0; 4]));
+        memory
+    });
+    let address = memory.as_ptr() as usize / size_of::<f32>();
+    let start = address.next_multiple_of(LINE) - address;
+    (memory, start)
+}
+
+fn give_back(memory: Vec<Quad>) {
+    FREE.with_borrow_mut(|free| {
+        let kept: usize = free.iter().map(Vec::capacity).sum();
+        if (kept + memory.capacity()) * size_of::<Quad>() <= KEPT {
+            free.push(memory);
+        }
+    });
+}
+
+/// Where a tensor's rows are in its memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    rows: usize,
+    width: usize,
+    stride: usize,
+    start: usize,
+}
+
+impl Place {
+    /// Of a tensor of single precision whose last dimension is contiguous, and whose others are rows that are equally far
+    /// apart.
+    fn of(tensor: &Host) -> Option<Self> {
+        let layout = tensor.layout();
+        let width = *layout.shape().iter().next_back()?;
+        let start = layout.start_offset();
+        if layout.is_contiguous() {
+            let rows = layout.num_elements().checked_div(width)?;
+            return Some(Self {
+                rows,
+                width,
+                stride: width,
+                start,
+            });
+        }
+        match (layout.shape().as_slice(), layout.strides()) {
+            (&[rows, width], &[apart, 1]) if apart >= width as isize => Some(Self {
+                rows,
+                width,
+                stride: apart as usize,
+                start,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// A tensor that is read.
+pub(super) struct Values {
+    tensor: Host,
+    place: Place,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+}
+
+impl Values {
+    pub(super) fn of(tensor: Host) -> Self {
+        let (tensor, place) = match Place::of(&tensor) {
+            Some(place) => (tensor, place),
+            None => {
+                let tensor = tensor.to_contiguous();
+                let place = Place::of(&tensor).expect("contiguous rows");
+                (tensor, place)
+            }
+        };
+        Self {
+            tensor,
+            place,
+            rows: place.rows,
+            width: place.width,
+        }
+    }
+
+    /// Whether two tensors are the same rows of the same memory.
+    pub(super) fn is_same(a: &Host, b: &Host) -> bool {
+        Arc::ptr_eq(&a.data_arc(), &b.data_arc())
+            && Place::of(a).is_some_and(|place| Place::of(b) == Some(place))
+    }
+
+    pub(super) fn rows(&self) -> Rows<'_> {
+        self.rows_from(0, self.rows)
+    }
+
+    /// `count` rows from `first` on.
+    pub(super) fn rows_from(&self, first: usize, count: usize) -> Rows<'_> {
+        let Place {
+            width, stride, start, ..
+        } = self.place;
+        Rows::new(
+            &self.tensor.storage()[start + first * stride..],
+            count,
+            width,
+            stride,
+        )
+    }
+
+    /// Keeps the memory for a later operation, if nothing else holds it.
+    pub(super) fn recycle(self) {
+        recycle(self.tensor);
+    }
+}
+
+fn recycle(tensor: Host) {
+    let memory = tensor.data_arc();
+    drop(tensor);
+    if let Ok(bytes) = Arc::try_unwrap(memory)
+        && let Ok(quads) = bytes.try_into_vec::<Quad>()
+    {
+        give_back(quads);
+    }
+}
+
+/// Rows that are written.
+pub(super) struct Owned {
+    memory: Memory,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) stride: usize,
+    start: usize,
+}
+
+enum Memory {
+    Fresh(Vec<Quad>),
+    /// Of a tensor that nothing else holds.
+    Tensor(Host),
+}
+
+impl Owned {
+    /// Rows of any values.
+    pub(super) fn new(rows: usize, width: usize) -> Self {
+        let stride = stride(width);
+        let (memory, start) = take(rows * stride);
+        Self {
+            memory: Memory::Fresh(memory),
+            rows,
+            width,
+            stride,
+            start,
+        }
+    }
+
+    /// A tensor's own memory.
+    ///
+    /// # Errors
+    /// The tensor, where something else holds its memory or where it is not of rows.
+    pub(super) fn in_place(tensor: Host) -> Result<Self, Host> {
+        match Place::of(&tensor) {
+            Some(place) if tensor.is_unique() => Ok(Self {
+                memory: Memory::Tensor(tensor),
+                rows: place.rows,
+                width: place.width,
+                stride: place.stride,
+                start: place.start,
+            }),
+            _ => Err(tensor),
+        }
+    }
+
+    /// A tensor's own memory, or a copy of it where something else holds that.
+    pub(super) fn from_tensor(tensor: Host) -> Self {
+        Self::in_place(tensor).unwrap_or_else(|tensor| {
+            let values = Values::of(tensor);
+            let mut copy = Self::new(values.rows, values.width);
+            let (from, apart) = (values.rows(), copy.stride);
+            for (i, row) in copy.values_mut().chunks_mut(apart).enumerate() {
+                row[..from.width].copy_from_slice(from.row(i));
+            }
+            copy
+        })
+    }
+
+    /// All values, from the first row on.
+    pub(super) fn values(&self) -> &[f32] {
+        let all = match &self.memory {
+            Memory::Fresh(quads) => bytemuck::cast_slice(quads),
+            Memory::Tensor(tensor) => tensor.storage(),
+        };
+        &all[self.start..]
+    }
+
+    /// All values, from the first row on.
+    pub(super) fn values_mut(&mut self) -> &mut [f32] {
+        let all = match &mut self.memory {
+            Memory::Fresh(quads) => bytemuck::cast_slice_mut(quads),
+            Memory::Tensor(tensor) => tensor.storage_mut(),
+        };
+        &mut all[self.start..]
+    }
+
+    pub(super) fn rows(&self) -> Rows<'_> {
+        self.first(self.rows)
+    }
+
+    pub(super) fn rows_mut(&mut self) -> RowsMut<'_> {
+        self.first_mut(self.rows)
+    }
+
+    /// The first `rows` rows.
+    pub(super) fn first(&self, rows: usize) -> Rows<'_> {
+        Rows::new(self.values(), rows, self.width, self.stride)
+    }
+
+    /// The first `rows` rows.
+    pub(super) fn first_mut(&mut self, rows: usize) -> RowsMut<'_> {
+        let (width, stride) = (self.width, self.stride);
+        RowsMut::new(self.values_mut(), rows, width, stride)
+    }
+
+    /// `[rows, width]`.
+    pub(super) fn into_tensor(self) -> Host {
+        match self.memory {
+            Memory::Tensor(tensor) => tensor,
+            Memory::Fresh(quads) => {
+                let shape = Shape::from([4 * quads.len()]);
+                let data = TensorData::from_bytes(Bytes::from_elems(quads), shape, DType::F32);
+                let rows = Host::from_data(data).narrow(0, self.start, self.rows * self.stride);
+                rows.reshape(Shape::from([self.rows, self.stride])).narrow(1, 0, self.width)
+            }
+        }
+    }
+
+    /// Keeps the memory for a later operation.
+    pub(super) fn recycle(self) {
+        match self.memory {
+            Memory::Fresh(quads) => give_back(quads),
+            Memory::Tensor(tensor) => recycle(tensor),
+        }
+    }
+}

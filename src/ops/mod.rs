@@ -1,0 +1,378 @@
+//! The operations that the towers are made of.
+//!
+//! A tower says what is computed, step by step, by the methods of a [`Pass`]. How a step is computed is a matter of the
+//! device:
+//!
+//! - `composed`: by Burn's tensor operations, on every device. These are the definitions.
+//! - `host`: by the kernels of this crate on the host's memory, as an extension of Burn's Flex backend. For inference the
+//!   weights were packed when they were loaded; for training each operation has a backward pass.
+//!
+//! All values are rows, `[rows, width]`. Which rows belong to which sequence is said by a [`Layout`].
+
+mod composed;
+mod dropout;
+#[cfg(feature = "flex")]
+pub(crate) mod host;
+mod layers;
+mod options;
+mod trace;
+#[cfg(feature = "train")]
+pub(crate) mod training;
+
+use burn::tensor::{FloatDType, Tensor};
+
+pub(crate) use dropout::Dropping;
+pub use dropout::{Dropout, DropoutMask};
+pub(crate) use layers::{Linear, Norm, PackedLinear, PackedProjections, Projections};
+pub use options::{Attention, BurnOptions, BurnPrecision};
+pub(crate) use options::{dtype, narrowed, to};
+pub use trace::Step;
+pub(crate) use trace::{Trace, host_values};
+
+use crate::kernels::{Activation, AttentionShape, Sequence};
+
+/// What implements the operations of a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Implementation {
+    /// Burn's tensor operations.
+    Composed,
+    /// The host's kernels, on weights that were packed.
+    #[cfg(feature = "flex")]
+    Packed,
+    /// The host's kernels with their backward passes.
+    #[cfg(feature = "train")]
+    Training,
+}
+
+/// How the operations of a pass are computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    implementation: Implementation,
+    options: BurnOptions,
+    /// The precision of what passes between the layers.
+    rows: FloatDType,
+}
+
+impl How {
+    /// By the host's kernels, for inference.
+    #[cfg(feature = "flex")]
+    pub(crate) fn packed() -> Self {
+        Self {
+            implementation: Implementation::Packed,
+            options: BurnOptions::default(),
+            rows: FloatDType::F32,
+        }
+    }
+
+    /// By Burn's operations, for inference.
+    pub(crate) fn composed(options: BurnOptions) -> Self {
+        Self {
+            implementation: Implementation::Composed,
+            options,
+            rows: options.dtype(),
+        }
+    }
+
+    /// For training. What passes between the layers is in single precision.
+    #[cfg(feature = "train")]
+    pub(crate) fn training(compute: training::Compute, device: &burn::tensor::Device) -> Self {
+        Self {
+            implementation: match compute.is_fused(device) {
+                true => Implementation::Training,
+                false => Implementation::Composed,
+            },
+            options: compute.options(),
+            rows: FloatDType::F32,
+        }
+    }
+
+    /// Whether the host's kernels run on packed weights. In a module for JavaScript nothing else does, so that the compiler
+    /// leaves Burn's operations out of the download.
+    #[allow(clippy::unused_self)]
+    pub(crate) fn is_packed(self) -> bool {
+        #[cfg(feature = "flex")]
+        return cfg!(feature = "web") || self.implementation == Implementation::Packed;
+        #[cfg(not(feature = "flex"))]
+        false
+    }
+
+    /// How Burn's operations compute.
+    pub(crate) fn options(self) -> BurnOptions {
+        self.options
+    }
+}
+
+/// The sequences of a batch, one behind the other.
+#[derive(Debug, Clone)]
+pub(crate) enum Layout {
+    /// Sequences of any lengths without padding between them, for the host's kernels.
+    Ragged(std::sync::Arc<[Sequence]>),
+    /// `batch` sequences of `tokens` rows each.
+    Padded {
+        batch: usize,
+        tokens: usize,
+        /// What is added to the scores of each key, `[batch or 1, 1, 1, tokens]`: 0 for a token, -10000 for padding.
+        key_bias: Option<Tensor<4>>,
+    },
+}
+
+impl Layout {
+    /// `batch` sequences of `tokens` rows each, none of them padding.
+    pub(crate) fn full(batch: usize, tokens: usize) -> Self {
+        Self::Padded {
+            batch,
+            tokens,
+            key_bias: None,
+        }
+    }
+
+    #[cfg(feature = "flex")]
+    fn sequences(&self) -> std::sync::Arc<[Sequence]> {
+        match self {
+            Self::Ragged(sequences) => sequences.clone(),
+            &Self::Padded { batch, tokens, .. } => {
+                let sequence = |i| Sequence {
+                    query: i * tokens,
+                    queries: tokens,
+                    key: i * tokens,
+                    keys: tokens,
+                };
+                (0..batch).map(sequence).collect()
+            }
+        }
+    }
+
+    /// The number of sequences, the rows of each, and the bias of their keys.
+    fn padded(&self) -> (usize, usize, Option<&Tensor<4>>) {
+        match self {
+            Self::Padded {
+                batch,
+                tokens,
+                key_bias,
+            } => (*batch, *tokens, key_bias.as_ref()),
+            Self::Ragged(_) => unreachable!("Burn's operations are given padded batches"),
+        }
+    }
+}
+
+/// One forward pass of a tower: how it computes, what it leaves out at random, and who wants to see its steps.
+pub(crate) struct Pass<'a> {
+    how: How,
+    dropping: Option<&'a mut Dropping>,
+    pub(crate) trace: Trace<'a>,
+}
+
+impl<'a> Pass<'a> {
+    pub(crate) fn new(how: How, trace: Trace<'a>) -> Self {
+        Self {
+            how,
+            dropping: None,
+            trace,
+        }
+    }
+
+    /// A pass that leaves values out at random.
+    #[cfg(feature = "train")]
+    pub(crate) fn with_dropping(how: How, dropping: &'a mut Dropping) -> Self {
+        Self {
+            dropping: Some(dropping),
+            ..Self::new(how, Trace::new("", None))
+        }
+    }
+
+    /// How Burn's operations compute.
+    pub(crate) fn options(&self) -> BurnOptions {
+        self.how.options
+    }
+
+    /// `x` in the precision of what is multiplied.
+    pub(crate) fn factor<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        to(x, self.how.options.dtype())
+    }
+
+    /// `x` in the precision of what passes between the layers.
+    pub(crate) fn rows<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        to(x, self.how.rows)
+    }
+
+    /// activation(x W + b), `[rows, outputs]`.
+    pub(crate) fn linear(&self, layer: &Linear, x: Tensor<2>, activation: Activation) -> Tensor<2> {
+        match layer {
+            #[cfg(feature = "flex")]
+            Linear::Packed(layer) => host::linear(x, layer.get(), activation),
+            #[cfg(not(feature = "flex"))]
+            Linear::Packed(_) => unreachable!("weights are packed for the host's kernels"),
+            Linear::Dense(_) if self.how.is_packed() => unreachable!("all weights are packed"),
+            Linear::Dense(layer) => {
+                let bias = layer.bias.as_ref().map(|bias| bias.val());
+                self.dense(x, layer.weight.val(), bias, activation)
+            }
+        }
+    }
+
+    fn dense(
+        &self,
+        x: Tensor<2>,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        activation: Activation,
+    ) -> Tensor<2> {
+        #[cfg(feature = "train")]
+        if self.how.implementation == Implementation::Training {
+            return training::linear(x, weight, bias, activation);
+        }
+        composed::linear(x, weight, bias, activation, self.how.options)
+    }
+
+    /// residual + dropout(x W + b). `name` is that of the summand among the steps.
+    pub(crate) fn linear_add(
+        &mut self,
+        layer: &Linear,
+        x: Tensor<2>,
+        residual: Tensor<2>,
+        name: &str,
+    ) -> Tensor<2> {
+        #[cfg(feature = "flex")]
+        if let (Linear::Packed(layer), false) = (layer, self.trace.is_on()) {
+            return host::linear_add(x, residual, layer.get());
+        }
+        let summand = self.linear(layer, x, Activation::None);
+        self.trace.tensor(name, &summand);
+        self.add(residual, summand)
+    }
+
+    /// residual + dropout(activation(x W1 + b1) W2 + b2). `name` is that of the summand among the steps.
+    pub(crate) fn mlp_add(
+        &mut self,
+        [up, down]: [&Linear; 2],
+        activation: Activation,
+        x: Tensor<2>,
+        residual: Tensor<2>,
+        name: &str,
+    ) -> Tensor<2> {
+        #[cfg(feature = "flex")]
+        if let (Linear::Packed(up), Linear::Packed(down), false) = (up, down, self.trace.is_on()) {
+            return host::mlp_add(x, residual, up.get(), down.get(), activation);
+        }
+        let hidden = self.linear(up, x, activation);
+        self.linear_add(down, hidden, residual, name)
+    }
+
+    fn add(&mut self, residual: Tensor<2>, summand: Tensor<2>) -> Tensor<2> {
+        let summand = self.rows(summand);
+        match self.dropping.as_mut().map(|dropping| dropping.hidden()) {
+            #[cfg(feature = "train")]
+            Some(mask) if mask.share > 0.0 => {
+                training::add_drop_out(residual, summand, mask, self.how.implementation == Implementation::Training)
+            }
+            _ => residual + summand,
+        }
+    }
+
+    /// dropout(x).
+    pub(crate) fn drop_out(&mut self, x: Tensor<2>) -> Tensor<2> {
+        match self.dropping.as_mut().map(|dropping| dropping.hidden()) {
+            #[cfg(feature = "train")]
+            Some(mask) if mask.share > 0.0 => {
+                training::drop_out(x, mask, self.how.implementation == Implementation::Training)
+            }
+            _ => x,
+        }
+    }
+
+    /// LayerNorm of each row.
+    pub(crate) fn norm(&self, layer: &Norm, x: Tensor<2>) -> Tensor<2> {
+        self.rows(self.norm_single(layer, x))
+    }
+
+    /// As [`Pass::norm`], in single precision: for a tower's last step.
+    pub(crate) fn norm_single(&self, layer: &Norm, x: Tensor<2>) -> Tensor<2> {
+        let (scale, shift) = (layer.scale.val(), layer.shift.val());
+        #[cfg(feature = "flex")]
+        if self.how.is_packed() {
+            return host::norm(x, scale, shift, layer.epsilon);
+        }
+        #[cfg(feature = "train")]
+        if self.how.implementation == Implementation::Training {
+            return training::layer_norm(x, scale, shift, layer.epsilon);
+        }
+        composed::norm(to(x, FloatDType::F32), scale, shift, layer.epsilon)
+    }
+
+    /// Multi-head attention of each sequence to itself, `[rows, width]` to `[rows, value width]`; with `only_first` that
+    /// of the first rows of each sequence, as [`Pass::first_rows`] has them.
+    pub(crate) fn attend(
+        &mut self,
+        projections: &Projections,
+        x: Tensor<2>,
+        shape: &AttentionShape,
+        layout: &Layout,
+        only_first: bool,
+    ) -> Tensor<2> {
+        let (weight, bias) = match projections {
+            #[cfg(feature = "flex")]
+            Projections::Packed(layers) => {
+                return host::attend(x, layers.get(), *shape, layout.sequences(), only_first);
+            }
+            #[cfg(not(feature = "flex"))]
+            Projections::Packed(_) => unreachable!("weights are packed for the host's kernels"),
+            _ if self.how.is_packed() => unreachable!("all weights are packed"),
+            Projections::Together(layer) => {
+                (layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()))
+            }
+            Projections::Apart(parts) => {
+                let weights = parts.iter().map(|part| part.weight.val()).collect();
+                let biases = parts.iter().filter_map(|part| Some(part.bias.as_ref()?.val()));
+                (Tensor::cat(weights, 1), Some(Tensor::cat(biases.collect(), 0)))
+            }
+        };
+        let qkv = self.dense(x, weight, bias, Activation::None);
+        let (batch, tokens, key_bias) = layout.padded();
+        let [_, width] = qkv.dims();
+        let qkv = qkv.reshape([batch, tokens, width]);
+        let key_bias = key_bias.cloned();
+        let mask = self.dropping.as_mut().map(|dropping| dropping.attention());
+        #[cfg(feature = "train")]
+        if self.how.implementation == Implementation::Training {
+            return training::attention(qkv, key_bias, shape, mask, only_first);
+        }
+        let queries = match only_first {
+            true => self.how.options.first_rows(tokens),
+            false => tokens,
+        };
+        composed::attention(qkv, key_bias, shape, mask, queries, self.how.options)
+    }
+
+    /// The rows of each sequence that the last block computes: the first, and those that the attention cannot do without.
+    pub(crate) fn first_rows(&self, x: Tensor<2>, layout: &Layout) -> Tensor<2> {
+        #[cfg(feature = "flex")]
+        if self.how.is_packed() {
+            return host::first_rows(x, layout.sequences());
+        }
+        let (batch, tokens, _) = layout.padded();
+        first(x, batch, self.how.options.first_rows(tokens))
+    }
+
+    /// The first of each sequence's [`Pass::first_rows`].
+    pub(crate) fn firsts(&self, x: Tensor<2>, layout: &Layout) -> Tensor<2> {
+        match layout {
+            Layout::Padded { batch, .. } if x.dims()[0] > *batch => first(x, *batch, 1),
+            _ => x,
+        }
+    }
+
+    /// Pads each sequence where fused attention needs it.
+    pub(crate) fn pad(&self, x: Tensor<2>, batch: usize, tokens: usize) -> (Tensor<2>, Layout) {
+        if self.how.is_packed() {
+            return (x, Layout::full(batch, tokens));
+        }
+        self.how.options.pad_tokens(x, batch, tokens)
+    }
+}
+
+/// The first `count` rows of each of `batch` sequences.
+fn first(x: Tensor<2>, batch: usize, count: usize) -> Tensor<2> {
+    let [rows, width] = x.dims();
+    let x = x.reshape([batch, rows / batch, width]).narrow(1, 0, count);
+    x.reshape([batch * count, width])
+}

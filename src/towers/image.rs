@@ -1,0 +1,436 @@
+//! The image tower, whichever structure it has and whatever computes it.
+
+use std::pin::Pin;
+
+use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData};
+
+#[cfg(feature = "wgpu")]
+use super::efficientnet::GpuEfficientNet;
+use super::efficientnet::{EfficientNet, HostEfficientNet};
+#[cfg(feature = "wgpu")]
+use super::gpu::GpuVit;
+use super::load::{Layered, Loader};
+use super::vit::Vit;
+use super::{Engine, host_values_async, normalised};
+#[cfg(feature = "wgpu")]
+use crate::gpu::Gpu;
+use crate::image::Preprocessor;
+use crate::kernels::convolution::Map;
+use crate::kernels::for_each_chunk;
+use crate::ops::{How, Pass, Step, Trace, host_values, narrowed, to};
+use crate::vectors::Embeddings;
+use crate::weights::{self, Dtype, TensorSource};
+use crate::{Error, ImageConfig, Result};
+
+/// What computes an image tower. Behind a trait, so that a program that only ever makes one kind holds no code of
+/// the other: in a browser each kind is a download.
+pub(super) trait ImageBody: Send + Sync {
+    /// Pixels of `batch` images to raw embeddings.
+    fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>>;
+
+    /// As [`ImageBody::embed`], without blocking.
+    fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a>;
+
+    /// As [`ImageBody::embed`], from the bytes of `batch` crops.
+    fn embed_bytes(&self, bytes: &[u8], batch: usize, preprocessor: &Preprocessor) -> Result<Vec<f32>> {
+        self.embed(&normalised_pixels(bytes, preprocessor), batch)
+    }
+
+    /// Every step of the way of images of this size, which a transformer is not asked for any but its own.
+    fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>>;
+
+    /// How its weights are kept.
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    /// The embeddings on the device, where it is a Burn module.
+    fn forward(&self, _pixels: &Tensor<4>) -> Option<Tensor<2>> {
+        None
+    }
+}
+
+/// Values that will be there.
+pub(super) type Later<'a> = Pin<Box<dyn Future<Output = Result<Vec<f32>>> + 'a>>;
+
+impl ImageBody for HostEfficientNet {
+    fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
+        let mut output = vec![0.0; batch * self.width()];
+        self.forward(pixels, square(pixels, batch), &mut output);
+        Ok(output)
+    }
+
+    fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
+        Box::pin(async move { self.embed(pixels, batch) })
+    }
+
+    fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>> {
+        Ok(self.forward_observed(pixels, size))
+    }
+}
+
+/// The size of each of `batch` square images.
+pub(super) fn square(pixels: &[f32], batch: usize) -> Map {
+    Map::square((pixels.len() / (3 * batch)).isqrt())
+}
+
+/// A Burn module, its device, and how it computes.
+pub(super) struct OnDevice<T> {
+    module: T,
+    device: Device,
+    how: How,
+}
+
+impl<M: ImageModule> OnDevice<M> {
+    pub(super) fn new(module: M, device: &Device, engine: Engine) -> Self {
+        let how = engine.how(device);
+        Self {
+            module: module.narrowed(how.options().dtype()),
+            device: device.clone(),
+            how,
+        }
+    }
+}
+
+/// An image tower as a Burn module.
+pub(super) trait ImageModule: Send + Sync {
+    /// With its weights in this precision.
+    fn narrowed(self, dtype: FloatDType) -> Self;
+
+    fn forward(&self, pixels: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2>;
+
+    /// Rows that one image comes to, and the width of its embedding.
+    fn sizes(&self) -> (usize, usize);
+
+    /// How its weights are kept.
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+}
+
+impl ImageModule for Vit {
+    fn narrowed(self, dtype: FloatDType) -> Self {
+        narrowed(self, dtype)
+    }
+
+    fn forward(&self, pixels: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        Vit::forward(self, pixels, pass)
+    }
+
+    fn sizes(&self) -> (usize, usize) {
+        Vit::sizes(self)
+    }
+
+    fn dtype(&self) -> Dtype {
+        Vit::dtype(self)
+    }
+}
+
+impl ImageModule for EfficientNet {
+    /// Its weights are multiplied with what the normalisations keep, in single precision.
+    fn narrowed(self, _dtype: FloatDType) -> Self {
+        self
+    }
+
+    fn forward(&self, pixels: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        EfficientNet::forward(self, pixels, pass)
+    }
+
+    fn sizes(&self) -> (usize, usize) {
+        unreachable!("the host has kernels of its own for convolutional networks")
+    }
+}
+
+impl<M: ImageModule> OnDevice<M> {
+    fn embeddings(&self, pixels: Tensor<4>) -> Tensor<2> {
+        self.traced(pixels, Trace::new("visual", None))
+    }
+
+    fn traced(&self, pixels: Tensor<4>, trace: Trace<'_>) -> Tensor<2> {
+        let embeddings = self.module.forward(pixels, &mut Pass::new(self.how, trace));
+        to(embeddings, FloatDType::F32)
+    }
+
+    fn upload(&self, pixels: &[f32], size: Map) -> Tensor<4> {
+        let batch = pixels.len() / (3 * size.pixels());
+        Tensor::from_data(
+            TensorData::new(pixels.to_vec(), [batch, 3, size.height, size.width]),
+            &self.device,
+        )
+    }
+
+    /// The pixels of crops, normalised on the device: a quarter of what they are afterwards goes there.
+    fn upload_bytes(&self, bytes: &[u8], batch: usize, preprocessor: &Preprocessor) -> Tensor<4> {
+        let size = preprocessor.size();
+        let data = TensorData::new(bytes.to_vec(), [batch, size, size, 3]);
+        let bytes = Tensor::<4, Int>::from_data(data, (&self.device, DType::U8)).cast(IntDType::I32);
+        let first = Tensor::<1, Int>::from_ints([0, 256, 512], &self.device);
+        let places = (bytes + first.unsqueeze()).permute([0, 3, 1, 2]);
+        let table = TensorData::new(preprocessor.table().concat(), [3 * 256]);
+        let pixels = Tensor::<1>::from_data(table, &self.device).select(0, places.reshape([-1]));
+        pixels.reshape([batch, 3, size, size])
+    }
+}
+
+impl<M: ImageModule> ImageBody for OnDevice<M> {
+    fn dtype(&self) -> Dtype {
+        self.module.dtype()
+    }
+
+    fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
+        let size = square(pixels, batch);
+        #[cfg(feature = "flex")]
+        if self.how.is_packed() {
+            let (rows, width) = self.module.sizes();
+            let values = 3 * size.pixels();
+            return Ok(crate::ops::host::in_runs(batch, rows, width, |first, count| {
+                let pixels = &pixels[first * values..][..count * values];
+                host_values(self.embeddings(self.upload(pixels, size)))
+            }));
+        }
+        Ok(host_values(self.embeddings(self.upload(pixels, size))))
+    }
+
+    fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
+        if self.how.is_packed() {
+            return Box::pin(async move { self.embed(pixels, batch) });
+        }
+        let pixels = self.upload(pixels, square(pixels, batch));
+        Box::pin(async move { host_values_async(self.embeddings(pixels)).await })
+    }
+
+    fn embed_bytes(&self, bytes: &[u8], batch: usize, preprocessor: &Preprocessor) -> Result<Vec<f32>> {
+        if self.how.is_packed() {
+            return self.embed(&normalised_pixels(bytes, preprocessor), batch);
+        }
+        let pixels = self.upload_bytes(bytes, batch, preprocessor);
+        Ok(host_values(self.embeddings(pixels)))
+    }
+
+    fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>> {
+        let mut steps = Vec::new();
+        self.traced(self.upload(pixels, size), Trace::new("visual", Some(&mut steps)));
+        Ok(steps)
+    }
+
+    fn forward(&self, pixels: &Tensor<4>) -> Option<Tensor<2>> {
+        // On the host the batch is cut into runs first.
+        (!self.how.is_packed()).then(|| self.embeddings(pixels.clone()))
+    }
+}
+
+/// The pixels of crops, normalised.
+fn normalised_pixels(bytes: &[u8], preprocessor: &Preprocessor) -> Vec<f32> {
+    let values = preprocessor.values();
+    let mut pixels = vec![0.0; bytes.len()];
+    for_each_chunk(&mut pixels, values, |i, pixels| {
+        preprocessor.normalise(&bytes[i * values..][..values], pixels);
+    });
+    pixels
+}
+
+/// The image tower: normalised pixels to embeddings.
+pub struct ImageTower {
+    pub(super) config: ImageConfig,
+    pub(super) device: Device,
+    pub(super) body: Box<dyn ImageBody>,
+}
+
+impl ImageTower {
+    /// Loads the tower's weights; other tensors of the source are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a size is out of range; [`Error::Weights`] lists every missing tensor and
+    /// every wrong shape.
+    pub fn load(
+        source: &dyn TensorSource,
+        config: impl Into<ImageConfig>,
+        device: &Device,
+        engine: Engine,
+    ) -> Result<Self> {
+        let config = config.into();
+        config.validate()?;
+        weights::check(source, &weights::image_tensors(&config))?;
+        let loader = Loader(source);
+        let target = engine.target(device);
+        let body: Box<dyn ImageBody> = match (&config, engine.is_host(device)) {
+            (ImageConfig::Vit(vit), _) => {
+                Box::new(OnDevice::new(Vit::load(&loader, vit, &target)?, device, engine))
+            }
+            (ImageConfig::EfficientNet(net), true) => Box::new(HostEfficientNet::load(&loader, net, device)?),
+            (ImageConfig::EfficientNet(net), false) => Box::new(OnDevice::new(
+                EfficientNet::load(&loader, net, device)?,
+                device,
+                engine,
+            )),
+        };
+        Ok(Self {
+            config,
+            device: device.clone(),
+            body,
+        })
+    }
+
+    /// As [`ImageTower::load`], on a graphics card by this crate's kernels.
+    ///
+    /// # Errors
+    /// As [`ImageTower::load`]; [`Error::Config`] also where a width is not a multiple of 4.
+    #[cfg(feature = "wgpu")]
+    pub fn load_on_gpu(source: &dyn TensorSource, config: impl Into<ImageConfig>, gpu: &Gpu) -> Result<Self> {
+        let config = config.into();
+        config.validate()?;
+        let body: Box<dyn ImageBody> = match &config {
+            ImageConfig::Vit(vit) => {
+                GpuVit::check(vit)?;
+                weights::check(source, &weights::image_tensors(vit))?;
+                Box::new(GpuVit::load(&Loader(source), vit, gpu)?)
+            }
+            ImageConfig::EfficientNet(net) => {
+                GpuEfficientNet::check(net, gpu)?;
+                weights::check(source, &weights::image_tensors(net))?;
+                Box::new(GpuEfficientNet::load(&Loader(source), net, gpu)?)
+            }
+        };
+        Ok(Self {
+            config,
+            // What is computed comes back to the host.
+            device: Device::flex(),
+            body,
+        })
+    }
+
+    /// The tower's sizes.
+    pub fn config(&self) -> &ImageConfig {
+        &self.config
+    }
+
+    /// How the weights of its blocks are kept.
+    pub fn dtype(&self) -> Dtype {
+        self.body.dtype()
+    }
+
+    /// Values of one image: 3 * image_size * image_size.
+    pub fn image_values(&self) -> usize {
+        3 * self.config.image_size() * self.config.image_size()
+    }
+
+    /// Pixels [batch, 3, image_size, image_size] to embeddings [batch, width], not normalised.
+    ///
+    /// # Panics
+    /// Where the tensor has another shape.
+    pub fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
+        let [batch, channels, height, width] = pixels.dims();
+        assert_eq!(
+            [channels, height, width],
+            [3, self.config.image_size(), self.config.image_size()],
+            "an image's shape"
+        );
+        match self.body.forward(&pixels) {
+            Some(embeddings) => embeddings,
+            None => {
+                let pixels = host_values(pixels);
+                let raw = self.embed_raw(&pixels).expect("the shape was checked");
+                Tensor::from_data(TensorData::new(raw, [batch, self.config.width()]), &self.device)
+            }
+        }
+    }
+
+    /// Pixels [batch, 3, image_size, image_size] on the host to embeddings [batch, width] on the host, not
+    /// normalised.
+    ///
+    /// # Errors
+    /// [`Error::Image`] where the number of values is not a multiple of an image's.
+    pub fn embed_raw(&self, pixels: &[f32]) -> Result<Vec<f32>> {
+        match self.batch(pixels.len())? {
+            0 => Ok(Vec::new()),
+            batch => self.body.embed(pixels, batch),
+        }
+    }
+
+    /// As [`ImageTower::embed_raw`], each embedding divided by its length.
+    ///
+    /// # Errors
+    /// As [`ImageTower::embed_raw`].
+    pub fn embed(&self, pixels: &[f32]) -> Result<Embeddings> {
+        normalised(self.embed_raw(pixels)?, self.config.width())
+    }
+
+    /// As [`ImageTower::embed`], from crops as [`Preprocessor::crop`] makes them, \[batch, image_size, image_size, 3\], which
+    /// the device normalises.
+    ///
+    /// # Errors
+    /// As [`ImageTower::embed_raw`]; also where the preprocessor makes crops of another size.
+    pub fn embed_crops(&self, crops: &[u8], preprocessor: &Preprocessor) -> Result<Embeddings> {
+        let (size, own) = (preprocessor.size(), self.config.image_size());
+        if size != own {
+            return Err(Error::Image(format!(
+                "crops of {size} x {size} pixels, expected {own} x {own}"
+            )));
+        }
+        let raw = match self.batch(crops.len())? {
+            0 => Vec::new(),
+            batch => self.body.embed_bytes(crops, batch, preprocessor)?,
+        };
+        normalised(raw, self.config.width())
+    }
+
+    /// As [`ImageTower::embed`], for a device whose results cannot be waited for on the thread that asks, as in a
+    /// browser.
+    ///
+    /// # Errors
+    /// As [`ImageTower::embed_raw`], and [`Error::Device`] where the device fails.
+    pub async fn embed_async(&self, pixels: &[f32]) -> Result<Embeddings> {
+        let raw = match self.batch(pixels.len())? {
+            0 => Vec::new(),
+            batch => self.body.embed_async(pixels, batch).await?,
+        };
+        normalised(raw, self.config.width())
+    }
+
+    /// As [`ImageTower::embed_raw`], with what comes out of every step instead of the embeddings.
+    ///
+    /// # Errors
+    /// As [`ImageTower::embed_raw`].
+    pub fn trace(&self, pixels: &[f32]) -> Result<Vec<Step>> {
+        self.batch(pixels.len())?;
+        self.body.trace(pixels, Map::square(self.config.image_size()))
+    }
+
+    /// As [`ImageTower::trace`], of images of any size, [batch, 3, height, width]: a convolutional network can look at
+    /// them all.
+    ///
+    /// # Errors
+    /// [`Error::Image`] where the number of values is not a multiple of an image's, where an image is empty, and where the tower is a
+    /// transformer and the size not its own.
+    pub fn trace_sized(&self, pixels: &[f32], height: usize, width: usize) -> Result<Vec<Step>> {
+        let own = self.config.image_size();
+        if matches!(self.config, ImageConfig::Vit(_)) && (height, width) != (own, own) {
+            return Err(Error::Image(format!(
+                "{height} x {width} pixels, expected {own} x {own}, the transformer's size"
+            )));
+        }
+        let values = height.checked_mul(width).and_then(|n| n.checked_mul(3));
+        match values {
+            Some(values @ 1..) if pixels.len().is_multiple_of(values) => {
+                self.body.trace(pixels, Map { height, width })
+            }
+            _ => Err(Error::Image(format!(
+                "{} values, expected a multiple of 3 x {height} x {width}",
+                pixels.len()
+            ))),
+        }
+    }
+
+    /// How many images so many values are.
+    fn batch(&self, values: usize) -> Result<usize> {
+        if !values.is_multiple_of(self.image_values()) {
+            let size = self.config.image_size();
+            return Err(Error::Image(format!(
+                "{values} values, expected a multiple of {} (3 x {size} x {size})",
+                self.image_values()
+            )));
+        }
+        Ok(values / self.image_values())
+    }
+}
+
