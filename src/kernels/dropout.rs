@@ -16,7 +16,8 @@ pub struct DropoutMask {
 #[cfg(feature = "train")]
 impl DropoutMask {
     /// What value `column` of row `row` is multiplied by: 0, or 1 / (1 - share).
-    pub fn factor(&self, row: usize, column: usize) -> f32 {
+    #[cfg(test)]
+    pub(crate) fn factor(&self, row: usize, column: usize) -> f32 {
         let [low, high] = self.key(row);
         if bits(column as u32, low, high) < self.threshold() {
             0.0

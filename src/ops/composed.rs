@@ -64,7 +64,10 @@ pub(super) fn attention(
     let k = part(query_width, shape.query_head_width, tokens);
     let v = part(2 * query_width, shape.value_head_width, tokens);
     let attended = if options.is_fused() {
-        let mask = key_bias.map(|bias| bias.lower_elem(-1.0).expand([batch, shape.heads, queries, tokens]));
+        let mask = key_bias.map(|bias| {
+            bias.lower_elem(-1.0)
+                .expand([batch, shape.heads, queries, tokens])
+        });
         fused_attention(q, k, v, mask, None, AttentionModuleOptions::default())
     } else {
         let q = q * (shape.query_head_width as f64).powf(-0.5);

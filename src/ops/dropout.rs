@@ -16,7 +16,10 @@ pub struct Dropout {
 }
 
 /// The choices of one forward pass, in the order of their use. A seed always gives the same ones.
-#[cfg_attr(not(feature = "train"), allow(dead_code, reason = "only training leaves anything out"))]
+#[cfg_attr(
+    not(feature = "train"),
+    allow(dead_code, reason = "only training leaves anything out")
+)]
 pub(crate) struct Dropping {
     rates: Dropout,
     random: Random,

@@ -262,9 +262,12 @@ impl<'a> Pass<'a> {
         let summand = self.rows(summand);
         match self.dropping.as_mut().map(|dropping| dropping.hidden()) {
             #[cfg(feature = "train")]
-            Some(mask) if mask.share > 0.0 => {
-                training::add_drop_out(residual, summand, mask, self.how.implementation == Implementation::Training)
-            }
+            Some(mask) if mask.share > 0.0 => training::add_drop_out(
+                residual,
+                summand,
+                mask,
+                self.how.implementation == Implementation::Training,
+            ),
             _ => residual + summand,
         }
     }
@@ -317,9 +320,7 @@ impl<'a> Pass<'a> {
             #[cfg(not(feature = "flex"))]
             Projections::Packed(_) => unreachable!("weights are packed for the host's kernels"),
             _ if self.how.is_packed() => unreachable!("all weights are packed"),
-            Projections::Together(layer) => {
-                (layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()))
-            }
+            Projections::Together(layer) => (layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val())),
             Projections::Apart(parts) => {
                 let weights = parts.iter().map(|part| part.weight.val()).collect();
                 let biases = parts.iter().filter_map(|part| Some(part.bias.as_ref()?.val()));

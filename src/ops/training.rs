@@ -99,7 +99,7 @@ pub(super) fn linear(
 }
 
 /// Sets a share of the values to 0 and scales the others up, so that the expected sum stays. The host's kernels
-/// take [`DropoutMask::factor`], Burn's operations the device's own generator from the mask's seed on.
+/// take what follows from the mask's seed and a value's place, Burn's operations the device's own generator from the seed on.
 pub(super) fn drop_out(x: Tensor<2>, drop: DropoutMask, by_kernel: bool) -> Tensor<2> {
     match by_kernel {
         true => Tensor::from_dispatch(<Dispatch as TrainingOps>::train_drop(x.into_dispatch(), drop)),
@@ -118,3 +118,6 @@ pub(super) fn add_drop_out(x: Tensor<2>, y: Tensor<2>, drop: DropoutMask, by_ker
         false => x + composed::drop_out(y, &drop),
     }
 }
+
+#[cfg(test)]
+mod tests;

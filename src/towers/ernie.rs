@@ -33,9 +33,8 @@ impl Layered for Ernie {
 
     fn load_block(loader: &Loader<'_>, c: &ErnieConfig, target: &Target, prefix: &str) -> Result<Block> {
         let norm = |part: &str| loader.norm(&format!("{prefix}{part}"), c.width, c.epsilon, target);
-        let linear = |part: &str, inputs, outputs| {
-            loader.linear(&format!("{prefix}{part}"), inputs, outputs, target)
-        };
+        let linear =
+            |part: &str, inputs, outputs| loader.linear(&format!("{prefix}{part}"), inputs, outputs, target);
         let (query_width, value_width) = (c.heads * c.query_head_width, c.heads * c.value_head_width);
         let parts = [("q", query_width), ("k", query_width), ("v", value_width)];
         let parts = parts.map(|(part, width)| (format!("{prefix}attn.{part}"), width));

@@ -433,4 +433,3 @@ impl ImageTower {
         Ok(values / self.image_values())
     }
 }
-

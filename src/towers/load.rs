@@ -53,7 +53,10 @@ pub(crate) enum Layers {
     /// As tensors, those of queries, keys and values as one.
     Together,
     /// As tensors, each under its own name, as they are trained.
-    #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "only training keeps them so"))]
+    #[cfg_attr(
+        not(feature = "train"),
+        allow(dead_code, reason = "only training keeps them so")
+    )]
     Apart,
 }
 
@@ -201,9 +204,9 @@ impl Loader<'_> {
         target: &Target,
     ) -> Result<Linear> {
         Ok(match target.layers {
-            Layers::Packed => {
-                Linear::Packed(PackedLinear::new(self.packed(inputs, &[Columns::all(name, outputs)])?))
-            }
+            Layers::Packed => Linear::Packed(PackedLinear::new(
+                self.packed(inputs, &[Columns::all(name, outputs)])?,
+            )),
             _ => Linear::Dense(self.dense(name, inputs, outputs, &target.device)?),
         })
     }

@@ -33,9 +33,9 @@ pub(crate) use load::{Layered, Layers, Loader, Target};
 pub(crate) use load::{parameter, parameter_id};
 pub use stream::{ImageTowerStream, TextTowerStream};
 pub use text::{TextTower, TypedCaption};
-pub use vit::Vit;
 #[cfg(feature = "train")]
 pub(crate) use vit::PATCH_EMBED;
+pub use vit::Vit;
 
 #[cfg(feature = "wgpu")]
 use crate::gpu::Gpu;

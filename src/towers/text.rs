@@ -368,4 +368,3 @@ impl TextTower {
         captions.iter().enumerate().map(check).collect()
     }
 }
-

@@ -61,7 +61,9 @@ impl Encoder {
 
     /// How the weights are kept.
     pub(super) fn dtype(&self) -> Dtype {
-        self.blocks.first().map_or(Dtype::F32, |block| block.output.dtype())
+        self.blocks
+            .first()
+            .map_or(Dtype::F32, |block| block.output.dtype())
     }
 }
 

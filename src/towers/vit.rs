@@ -40,9 +40,8 @@ impl Layered for Vit {
 
     fn load_block(loader: &Loader<'_>, c: &VitConfig, target: &Target, prefix: &str) -> Result<Block> {
         let norm = |part: &str| loader.norm(&format!("{prefix}{part}"), c.width, c.epsilon, target);
-        let linear = |part: &str, inputs, outputs| {
-            loader.linear(&format!("{prefix}{part}"), inputs, outputs, target)
-        };
+        let linear =
+            |part: &str, inputs, outputs| loader.linear(&format!("{prefix}{part}"), inputs, outputs, target);
         Ok(Block {
             norm1: norm("norm1")?,
             projections: loader.projections(&format!("{prefix}attn.qkv"), c.width, target)?,

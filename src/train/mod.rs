@@ -9,10 +9,10 @@ mod loss;
 mod model;
 mod optimizer;
 
-pub use crate::weights::TEMPERATURE;
-pub(crate) use crate::ops::Dropping;
 pub use crate::ops::Dropout;
+pub(crate) use crate::ops::Dropping;
 pub use crate::ops::training::Compute;
+pub use crate::weights::TEMPERATURE;
 pub use loss::{EqualTexts, Loss, Pair, View, check_pairs, contrastive_loss};
 pub use model::{FIRST_TEMPERATURE, Trainable, Weights, tensors};
 pub use optimizer::{OptimizerSettings, Schedule};

@@ -47,7 +47,10 @@ pub enum ImageModule {
 
 impl ImageModule {
     fn forward_training(&self, pixels: Tensor<4>, compute: Compute) -> Tensor<2> {
-        let pass = &mut Pass::new(How::training(compute, &pixels.device()), Trace::new("visual", None));
+        let pass = &mut Pass::new(
+            How::training(compute, &pixels.device()),
+            Trace::new("visual", None),
+        );
         match self {
             Self::Vit(vit) => vit.forward(pixels, pass),
             Self::EfficientNet(net) => net.forward(pixels, pass),
@@ -191,7 +194,8 @@ impl Trainable {
             key_bias: Some(key_bias),
         };
         let how = How::training(compute, device);
-        self.text.forward(embedded, &layout, &mut Pass::with_dropping(how, dropout))
+        self.text
+            .forward(embedded, &layout, &mut Pass::with_dropping(how, dropout))
     }
 
     /// The embeddings of the views, each [rows, width]. Views of one tower are computed together.

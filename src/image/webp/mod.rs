@@ -18,9 +18,8 @@ use super::chain::Chain;
 use super::decode::{Format, Limits};
 use crate::{Error, Result};
 
-/// Bits of the extended header.
+/// A bit of the extended header.
 const ANIMATION: u8 = 0x02;
-const ALPHA: u8 = 0x10;
 
 fn damaged(message: impl Display) -> Error {
     Error::Image(format!("{}: {message}", Format::WebP))

@@ -41,7 +41,9 @@ fn take(floats: usize) -> (Vec<Quad>, usize) {
     let memory = FREE.with_borrow_mut(|free| {
         let fits = |memory: &Vec<Quad>| memory.capacity() >= quads && memory.capacity() <= 2 * quads;
         let candidates = free.iter().enumerate().filter(|(_, memory)| fits(memory));
-        let best = candidates.min_by_key(|(_, memory)| memory.capacity()).map(|(i, _)| i);
+        let best = candidates
+            .min_by_key(|(_, memory)| memory.capacity())
+            .map(|(i, _)| i);
         let mut memory = match best {
             Some(i) => free.swap_remove(i),
             None => Vec::with_capacity(quads),
@@ -269,7 +271,8 @@ impl Owned {
                 let shape = Shape::from([4 * quads.len()]);
                 let data = TensorData::from_bytes(Bytes::from_elems(quads), shape, DType::F32);
                 let rows = Host::from_data(data).narrow(0, self.start, self.rows * self.stride);
-                rows.reshape(Shape::from([self.rows, self.stride])).narrow(1, 0, self.width)
+                rows.reshape(Shape::from([self.rows, self.stride]))
+                    .narrow(1, 0, self.width)
             }
         }
     }

@@ -30,11 +30,7 @@ type Layers = Arc<[kernels::Linear; 2]>;
 pub(crate) trait HostOps: Backend {
     fn host_linear(x: FloatTensor<Self>, layer: Layer, activation: Activation) -> FloatTensor<Self>;
 
-    fn host_linear_add(
-        x: FloatTensor<Self>,
-        residual: FloatTensor<Self>,
-        layer: Layer,
-    ) -> FloatTensor<Self>;
+    fn host_linear_add(x: FloatTensor<Self>, residual: FloatTensor<Self>, layer: Layer) -> FloatTensor<Self>;
 
     fn host_mlp_add(
         x: FloatTensor<Self>,
@@ -64,7 +60,11 @@ pub(crate) trait HostOps: Backend {
 
 /// activation(x W + b).
 pub(super) fn linear(x: Tensor<2>, layer: Layer, activation: Activation) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as HostOps>::host_linear(x.into_dispatch(), layer, activation))
+    Tensor::from_dispatch(<Dispatch as HostOps>::host_linear(
+        x.into_dispatch(),
+        layer,
+        activation,
+    ))
 }
 
 /// residual + x W + b.
@@ -82,7 +82,9 @@ pub(super) fn mlp_add(
     activation: Activation,
 ) -> Tensor<2> {
     let (x, residual) = (x.into_dispatch(), residual.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as HostOps>::host_mlp_add(x, residual, up, down, activation))
+    Tensor::from_dispatch(<Dispatch as HostOps>::host_mlp_add(
+        x, residual, up, down, activation,
+    ))
 }
 
 /// LayerNorm of each row.
@@ -114,7 +116,10 @@ pub(super) fn attend(
 
 /// The first row of each sequence.
 pub(super) fn first_rows(x: Tensor<2>, sequences: Arc<[Sequence]>) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as HostOps>::host_first_rows(x.into_dispatch(), sequences))
+    Tensor::from_dispatch(<Dispatch as HostOps>::host_first_rows(
+        x.into_dispatch(),
+        sequences,
+    ))
 }
 
 thread_local! {
@@ -187,7 +192,14 @@ impl HostOps for Flex {
     fn host_linear(x: Host, layer: Layer, activation: Activation) -> Host {
         let x = Values::of(x);
         let mut output = Owned::new(x.rows, layer.weight.columns());
-        kernels::linear(x.rows(), &layer, &mut output.rows_mut(), activation, false, parallel());
+        kernels::linear(
+            x.rows(),
+            &layer,
+            &mut output.rows_mut(),
+            activation,
+            false,
+            parallel(),
+        );
         x.recycle();
         output.into_tensor()
     }
@@ -229,7 +241,14 @@ impl HostOps for Flex {
                 Some(x) => x.rows_from(first, some),
                 None => kernels::Rows::new(&output.values()[at..], some, width, apart),
             };
-            kernels::linear(input, &up, &mut hidden.first_mut(some), activation, false, parallel);
+            kernels::linear(
+                input,
+                &up,
+                &mut hidden.first_mut(some),
+                activation,
+                false,
+                parallel,
+            );
             kernels::linear(
                 hidden.first(some),
                 &down,
@@ -280,7 +299,14 @@ impl HostOps for Flex {
         let [query, key_value] = &*layers;
         let mut keys_values = Owned::new(x.rows, query_width + value_width);
         let none = Activation::None;
-        kernels::linear(x.rows(), key_value, &mut keys_values.rows_mut(), none, false, parallel);
+        kernels::linear(
+            x.rows(),
+            key_value,
+            &mut keys_values.rows_mut(),
+            none,
+            false,
+            parallel,
+        );
         let (firsts, sequences) = match only_first {
             true => (Some(gather(&x, &sequences)), only_firsts(&sequences)),
             false => (None, sequences),

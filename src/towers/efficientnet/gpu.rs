@@ -6,10 +6,10 @@ use super::{block, folded, prefixes};
 use crate::config::{EfficientNetBlock, EfficientNetConfig};
 use crate::gpu::{Convolution, Epilogue, Gpu, GpuBuffer, GpuLinear, GpuUniform, Part, Recorder};
 use crate::kernels::convolution::Map;
-use crate::towers::gpu::{Watch, check, padded, wait, with_workspace};
-use crate::towers::load::{Layered, Loader};
 use crate::ops::{Step, Trace};
+use crate::towers::gpu::{Watch, check, padded, wait, with_workspace};
 use crate::towers::image::{ImageBody, Later, square};
+use crate::towers::load::{Layered, Loader};
 use crate::weights::{Dtype, TensorData};
 use crate::{Error, Result};
 
