@@ -4,7 +4,12 @@ mod command;
 mod counts;
 mod demo;
 mod fuzz;
+#[cfg(test)]
+mod paths;
 mod scenes;
+#[cfg(test)]
+#[path = "../../tests/support/skip.rs"]
+mod skip;
 mod test;
 mod toolchain;
 mod web;
@@ -16,6 +21,7 @@ Usage: cargo xtask VERB
 
   test [--dry-run]
       Sets up and runs every check that a change has to pass: formatting, lints, documentation, tests.
+      At the end it says how many tests ran, and which could not run on this machine and why.
       With --dry-run it only shows the commands.
 
   fuzz [mutate] [TARGET] [SECONDS]
