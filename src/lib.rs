@@ -35,6 +35,10 @@ pub mod vectors;
 pub mod web;
 pub mod weights;
 
+#[cfg(test)]
+#[path = "../tests/support/skip.rs"]
+mod skip;
+
 pub use config::*;
 pub use error::{Error, Result};
 

@@ -1,4 +1,4 @@
-"""Records what PaddleNLP's ErnieViLModel computes with small random weights, for tests/checkpoints.rs.
+"""Records what PaddleNLP's ErnieViLModel computes with small random weights, for tests/it/checkpoints.rs.
 
     pip download paddlenlp==2.8.1 --no-deps && unzip -q paddlenlp-*.whl -d WHEEL
     pip install paddlepaddle==2.6.2 "numpy<2"

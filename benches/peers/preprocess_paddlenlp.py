@@ -1,4 +1,4 @@
-"""Records what PaddleNLP's image processor of ERNIE-ViL 2.0 makes of pixels, for tests/image.rs.
+"""Records what PaddleNLP's image processor of ERNIE-ViL 2.0 makes of pixels, for tests/it/image.rs.
 
     python benches/peers/preprocess_paddlenlp.py > tests/goldens/preprocess_paddlenlp.json
 

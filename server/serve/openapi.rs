@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-/// Kept by hand; tests/serve.rs holds the server to it.
+/// Kept by hand; tests/cli/serve/ holds the server to it.
 const DOCUMENT: &str = include_str!("openapi.json");
 
 /// The document as JSON.

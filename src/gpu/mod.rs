@@ -826,7 +826,7 @@ mod tests {
     fn matrix_products_of_every_kind() {
         let gpu = match pollster::block_on(Gpu::open(true)) {
             Ok(gpu) => gpu,
-            Err(error) => return println!("skipped: {error}"),
+            Err(error) => return crate::skip::skipped(error),
         };
         let (depth, columns, y_width) = (52, 132, 140);
         let (weight, bias) = (numbers(depth * columns, 1), numbers(columns, 2));

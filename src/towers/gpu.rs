@@ -865,7 +865,7 @@ mod tests {
     #[test]
     fn a_card_passes_its_check_in_every_precision() {
         match pollster::block_on(Gpu::open(true)) {
-            Err(error) => println!("skipped: {error}"),
+            Err(error) => crate::skip::skipped(error),
             Ok(gpu) => {
                 for precision in [Precision::Stored, Precision::Single, Precision::Half] {
                     pollster::block_on(check_gpu(&gpu.clone().with_precision(precision))).unwrap();

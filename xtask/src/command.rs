@@ -3,10 +3,11 @@
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::{env, thread};
+use std::process::{self, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{env, fs, thread};
 
-use crate::counts::{Counts, Reader};
+use crate::counts::{Counts, Reader, Report};
 
 /// The repository's folder, in which every program runs.
 pub fn root() -> PathBuf {
@@ -96,14 +97,27 @@ pub fn run(command: &mut Command) -> Result<(), String> {
     }
 }
 
-/// Shows a command that runs tests and runs it, and counts the tests that it reports.
-pub fn run_tests(command: &mut Command, reader: Reader) -> (Counts, Result<(), String>) {
+/// Names the file in which tests record that they are skipped, to the tests (`tests/support/skip.rs`). What they print
+/// is hidden by the test runners where they pass.
+const SKIPPED_TESTS: &str = "ERNIE_VIL_SKIPPED_TESTS";
+
+/// Shows a command that runs tests and runs it, and counts the tests that it and they themselves report.
+pub fn run_tests(command: &mut Command, reader: Reader) -> (Report, Result<(), String>) {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
     announce(command);
-    match pass_on(command, reader) {
-        Err(error) => (Counts::default(), Err(cannot_run(command, &error))),
-        Ok((counts, status)) if !status.success() => (counts, Err(status.to_string())),
-        Ok((counts, _)) if counts == Counts::default() => (counts, Err("it reported no test".into())),
-        Ok((counts, _)) => (counts, Ok(())),
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let skips = env::temp_dir().join(format!("ernie-vil-skipped-{}-{number}", process::id()));
+    let _ = fs::remove_file(&skips);
+    let result = pass_on(command.env(SKIPPED_TESTS, &skips), reader);
+    // There is no file where no test was skipped.
+    let recorded = fs::read(&skips).unwrap_or_default();
+    let _ = fs::remove_file(&skips);
+    let report = |counts| Report::new(counts, &String::from_utf8_lossy(&recorded));
+    match result {
+        Err(error) => (Report::default(), Err(cannot_run(command, &error))),
+        Ok((counts, status)) if !status.success() => (report(counts), Err(status.to_string())),
+        Ok((counts, _)) if counts == Counts::default() => (report(counts), Err("it reported no test".into())),
+        Ok((counts, _)) => (report(counts), Ok(())),
     }
 }
 
@@ -186,9 +200,43 @@ mod tests {
     fn tests_are_counted_on_both_outputs() {
         let line = "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out";
         let script = format!("echo '{line}'; echo '{line}' >&2; printf 'no line end'");
-        let (counts, result) = run_tests(&mut program("sh", &["-c", &script]), of_cargo_test);
-        assert_eq!(counts.to_string(), "4 passed, 0 failed, 2 skipped");
+        let (report, result) = run_tests(&mut program("sh", &["-c", &script]), of_cargo_test);
+        assert_eq!(report.to_string(), "4 passed, 0 failed, 2 skipped");
         assert_eq!(result, Ok(()));
+    }
+
+    #[test]
+    fn tests_that_record_a_skip_are_counted_as_skipped() {
+        let line = "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+        let script = format!("echo 'SKIPPED it::a: no file' >> \"$ERNIE_VIL_SKIPPED_TESTS\"; echo '{line}'");
+        let mut command = program("sh", &["-c", &script]);
+        // A second run starts afresh.
+        for _ in 0..2 {
+            let (report, result) = run_tests(&mut command, of_cargo_test);
+            assert_eq!(
+                report.to_string(),
+                "Tests that could not run here:\n  it::a: no file\n2 passed, 0 failed, 1 skipped"
+            );
+            assert_eq!(result, Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_a_skipped_test_records_is_read() {
+        const SKIP: &str = "XTASK_TEST_IS_SKIPPED";
+        if env::var_os(SKIP).is_some() {
+            return crate::skip::skipped("one line\ntwo");
+        }
+        let mut command = Command::new(env::current_exe().unwrap());
+        command
+            .args(["--exact", "command::tests::what_a_skipped_test_records_is_read"])
+            .env(SKIP, "1");
+        let (report, result) = run_tests(&mut command, of_cargo_test);
+        assert_eq!(result, Ok(()));
+        let expected = "Tests that could not run here:\n  \
+                        xtask::command::tests::what_a_skipped_test_records_is_read: one line two\n\
+                        0 passed, 0 failed, ";
+        assert!(report.to_string().starts_with(expected), "{report}");
     }
 
     #[test]
@@ -200,11 +248,11 @@ mod tests {
     #[test]
     fn failed_tests_are_counted() {
         let line = "test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out";
-        let (counts, result) = run_tests(
+        let (report, result) = run_tests(
             &mut program("sh", &["-c", &format!("echo '{line}'; exit 101")]),
             of_cargo_test,
         );
-        assert_eq!(counts.to_string(), "2 passed, 3 failed, 0 skipped");
+        assert_eq!(report.to_string(), "2 passed, 3 failed, 0 skipped");
         assert_eq!(result, Err("exit status: 101".into()));
     }
 }

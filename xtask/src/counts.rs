@@ -1,5 +1,6 @@
-//! How many tests ran, by the closing lines of the test runners.
+//! How many tests ran, by the closing lines of the test runners and by what skipped tests record.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Add;
 
@@ -12,6 +13,94 @@ pub struct Counts {
     pub failed: u64,
     /// That were not run.
     pub skipped: u64,
+}
+
+/// A test that could not run here, or not all of it, as it recorded itself (`tests/support/skip.rs`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip {
+    /// With its crate and module.
+    pub test: String,
+    pub reason: String,
+    /// Nothing was tested.
+    pub whole: bool,
+}
+
+/// What the tests of a step reported.
+#[derive(Debug, PartialEq, Eq, Default)]
+pub struct Report {
+    pub counts: Counts,
+    pub skips: Vec<Skip>,
+}
+
+impl Report {
+    /// Takes what a test runner counted and what tests recorded. The runner counts a skipped test as passed, since it
+    /// returned.
+    pub fn new(counts: Counts, recorded: &str) -> Self {
+        let skips = skips(recorded);
+        let whole = skips.iter().filter(|skip| skip.whole).count() as u64;
+        let whole = whole.min(counts.passed);
+        let counts = Counts {
+            passed: counts.passed - whole,
+            skipped: counts.skipped + whole,
+            ..counts
+        };
+        Self { counts, skips }
+    }
+
+    pub fn add(&mut self, other: Self) {
+        self.counts = self.counts + other.counts;
+        self.skips.extend(other.skips);
+    }
+}
+
+/// The skips in the lines that tests recorded, by the tests' names. A test may record more than one, as it runs its
+/// parts: it counts once, with the first reason.
+fn skips(recorded: &str) -> Vec<Skip> {
+    let mut skips: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
+    for line in recorded.lines() {
+        let (rest, whole) = match line.strip_prefix("PARTLY ") {
+            Some(rest) => (rest, false),
+            None => (line, true),
+        };
+        let Some((test, reason)) = rest
+            .strip_prefix("SKIPPED ")
+            .and_then(|rest| rest.split_once(": "))
+        else {
+            continue;
+        };
+        match skips.get_mut(test) {
+            Some((first, is_whole)) if whole && !*is_whole => (*first, *is_whole) = (reason, true),
+            Some(_) => {}
+            None => {
+                skips.insert(test, (reason, whole));
+            }
+        }
+    }
+    let skip = |(test, (reason, whole)): (&str, (&str, bool))| Skip {
+        test: test.to_owned(),
+        reason: reason.to_owned(),
+        whole,
+    };
+    skips.into_iter().map(skip).collect()
+}
+
+impl fmt::Display for Report {
+    /// The tests that were skipped with their reasons, a line each, and the counts.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (whole, heading) in [
+            (true, "Tests that could not run here:"),
+            (false, "Tests that ran in part:"),
+        ] {
+            let mut heading = Some(heading);
+            for skip in self.skips.iter().filter(|skip| skip.whole == whole) {
+                if let Some(heading) = heading.take() {
+                    writeln!(f, "{heading}")?;
+                }
+                writeln!(f, "  {}: {}", skip.test, skip.reason)?;
+            }
+        }
+        self.counts.fmt(f)
+    }
 }
 
 /// Finds the counts in a line that a test runner printed.
@@ -173,6 +262,41 @@ mod tests {
             assert_eq!(counted(of_nextest, line), "none", "{line}");
             assert_eq!(counted(of_cargo_test, line), "none", "{line}");
         }
+    }
+
+    #[test]
+    fn a_test_that_recorded_a_skip_has_not_passed() {
+        let counts = Counts {
+            passed: 5,
+            failed: 1,
+            skipped: 2,
+        };
+        let recorded = "SKIPPED it::text::a: no file: not found (os error 2)\n\
+                        PARTLY SKIPPED it::towers::b: no GPU\n\
+                        PARTLY SKIPPED it::towers::b: no other GPU\n\
+                        PARTLY SKIPPED cli::c: no second disk\n\
+                        SKIPPED cli::c: no disk\n\
+                        SKIPPED it::text::a: again\n\
+                        something else\n";
+        let report = Report::new(counts, recorded);
+        assert_eq!(report.counts.to_string(), "3 passed, 1 failed, 4 skipped");
+        assert_eq!(
+            report.to_string(),
+            "Tests that could not run here:\n  \
+               cli::c: no disk\n  \
+               it::text::a: no file: not found (os error 2)\n\
+             Tests that ran in part:\n  \
+               it::towers::b: no GPU\n\
+             3 passed, 1 failed, 4 skipped"
+        );
+        // Where nothing was recorded the runner's counts stand.
+        assert_eq!(Report::new(counts, "").to_string(), counts.to_string());
+        // A test that is skipped and fails all the same is a failed one.
+        let failed = Counts {
+            failed: 1,
+            ..Counts::default()
+        };
+        assert_eq!(Report::new(failed, "SKIPPED it::a: b").counts, failed);
     }
 
     #[test]

@@ -6,7 +6,12 @@ mod demo;
 mod fuzz;
 mod licences;
 mod package;
+#[cfg(test)]
+mod paths;
 mod scenes;
+#[cfg(test)]
+#[path = "../../tests/support/skip.rs"]
+mod skip;
 mod test;
 mod toolchain;
 mod web;
@@ -20,6 +25,7 @@ Usage: cargo xtask VERB
       Sets up and runs every check that a change has to pass: formatting, licences, lints, documentation, tests.
       --all adds what takes hours: ten minutes of fuzzing for each parser, the server under bad clients, the crate
       built from its package, cargo-deny's rules and the comparison with ONNX Runtime, where these are installed.
+      At the end it says how many tests ran, and which could not run on this machine and why.
       With --dry-run it only shows the commands.
 
   fuzz [mutate] [TARGET] [SECONDS]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::Failure;
 use crate::command::{cargo, program, root, run as run_command, run_tests, shown, succeeds};
-use crate::counts::{Counts, Reader, of_cargo_test, of_nextest, of_node};
+use crate::counts::{Reader, Report, of_cargo_test, of_nextest, of_node};
 use crate::licences::OWN;
 use crate::web;
 
@@ -87,7 +87,7 @@ pub fn run(arguments: &[&str]) -> Result<(), Failure> {
         return Ok(());
     }
 
-    let mut counts = Counts::default();
+    let mut report = Report::default();
     let mut outcomes = Vec::new();
     for Step { name, action } in steps {
         let stopped = outcomes
@@ -96,7 +96,7 @@ pub fn run(arguments: &[&str]) -> Result<(), Failure> {
         let outcome = if stopped {
             Outcome::NotRun
         } else {
-            action.run(&mut counts)
+            action.run(&mut report)
         };
         outcomes.push((name, outcome));
     }
@@ -105,9 +105,9 @@ pub fn run(arguments: &[&str]) -> Result<(), Failure> {
         .iter()
         .any(|(_, outcome)| matches!(outcome, Outcome::Failed(..)))
     {
-        return Err(Failure::Failed(counts.to_string()));
+        return Err(Failure::Failed(report.to_string()));
     }
-    println!("{counts}");
+    println!("{report}");
     Ok(())
 }
 
@@ -364,14 +364,14 @@ impl Action {
         }
     }
 
-    fn run(self, counts: &mut Counts) -> Outcome {
+    fn run(self, report: &mut Report) -> Outcome {
         let start = Instant::now();
         let result = match self {
             Self::Skip(reason) => return Outcome::Skipped(reason),
             Self::Run(mut command) => run_command(&mut command),
             Self::Test(mut command, reader) => {
                 let (found, result) = run_tests(&mut command, reader);
-                *counts = *counts + found;
+                report.add(found);
                 result
             }
         };
@@ -479,16 +479,16 @@ mod tests {
 
     #[test]
     fn a_failed_step_fails_and_keeps_its_counts() {
-        let mut counts = Counts::default();
+        let mut report = Report::default();
         let line = "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out";
         let action = Action::Test(
             program("sh", &["-c", &format!("echo '{line}'; exit 1")]),
             of_cargo_test,
         );
-        assert!(matches!(action.run(&mut counts), Outcome::Failed(_, reason) if reason == "exit status: 1"));
-        assert_eq!((counts.passed, counts.failed), (2, 1));
+        assert!(matches!(action.run(&mut report), Outcome::Failed(_, reason) if reason == "exit status: 1"));
+        assert_eq!((report.counts.passed, report.counts.failed), (2, 1));
         let action = Action::Run(program("sh", &["-c", "exit 3"]));
-        assert!(matches!(action.run(&mut counts), Outcome::Failed(_, reason) if reason == "exit status: 3"));
+        assert!(matches!(action.run(&mut report), Outcome::Failed(_, reason) if reason == "exit status: 3"));
     }
 
     #[test]
