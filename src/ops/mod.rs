@@ -103,6 +103,7 @@ impl How {
 }
 
 /// The sequences of a batch, one behind the other.
+#[allow(clippy::large_enum_variant, reason = "a pass has one of them")]
 #[derive(Debug, Clone)]
 pub(crate) enum Layout {
     /// Sequences of any lengths without padding between them, for the host's kernels.

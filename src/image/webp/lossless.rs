@@ -1116,7 +1116,7 @@ mod tests {
         fn put(mut self, fields: &[(u32, u32)]) -> Self {
             for &(value, count) in fields {
                 for bit in 0..count {
-                    if self.bits % 8 == 0 {
+                    if self.bits.is_multiple_of(8) {
                         self.bytes.push(0);
                     }
                     *self.bytes.last_mut().unwrap() |= ((value >> bit & 1) as u8) << (self.bits % 8);
@@ -1228,7 +1228,7 @@ mod tests {
             .lengths(&full)
             .single(&[0, 0, 255, 0]);
         // 16 literals of green: 0, 1, 2 and 2, four times.
-        let image = image.put(&[(0b11_11_01_0, 7); 4]);
+        let image = image.put(&[(0b111_1010, 7); 4]);
         assert_eq!(
             image.decode().unwrap()[..12],
             [0, 0, 0, 0, 1, 0, 0, 2, 0, 0, 2, 0]
