@@ -10,6 +10,9 @@ use crate::counts::{Reader, Report, of_cargo_test, of_nextest, of_node};
 use crate::licences::OWN;
 use crate::web;
 
+/// What is tested beside the default features. Without a driver for a card its tests are skipped.
+const FEATURES: &str = "wgpu";
+
 /// Debian's browser.
 const CHROMIUM: &str = "/usr/bin/chromium";
 /// Where Vulkan's loader finds drivers on Linux, and Debian's package of those that need no hardware.
@@ -28,8 +31,6 @@ struct Tools {
     node: Result<(), String>,
     /// Or why there is no browser.
     chromium: Result<(), String>,
-    /// Or why there is no driver for GPUs.
-    vulkan: Result<(), String>,
     /// Or why these parts of `--all` cannot be run.
     python: Result<(), String>,
     peers: Result<(), String>,
@@ -178,11 +179,6 @@ impl Tools {
                     "there is no {CHROMIUM}; 'sudo apt-get install chromium' installs it"
                 )),
             },
-            vulkan: or(
-                has_vulkan(),
-                "there is no driver for Vulkan; 'sudo apt-get install mesa-vulkan-drivers' installs one that needs \
-                 no GPU",
-            ),
             python: or(
                 succeeds(program("python3", &["--version"])),
                 "there is no python3",
@@ -205,15 +201,16 @@ impl Tools {
 /// each set of features rather than once more for each profile.
 fn steps(tools: &Tools) -> Vec<Step> {
     let step = |name, action| Step { name, action };
-    let mut documentation = cargo(&["doc", "--no-deps", "--lib", "--release"]);
+    let mut documentation = cargo(&["doc", "--no-deps", "--lib", "--release", "--features", FEATURES]);
     documentation.env("RUSTDOCFLAGS", "-D warnings");
     let tests = if tools.nextest {
-        let command = cargo(&["nextest", "run", "--workspace", "--release", "--no-fail-fast"]);
+        let mut command = cargo(&["nextest", "run", "--workspace", "--release", "--no-fail-fast"]);
+        command.args(["--features", FEATURES]);
         Action::Test(command, of_nextest)
     } else {
         // All that nextest runs: the examples in the documentation are a step of their own.
         let mut command = cargo(&["test", "--workspace", "--release", "--no-fail-fast"]);
-        command.args(["--lib", "--bins", "--tests", "--examples"]);
+        command.args(["--features", FEATURES, "--lib", "--bins", "--tests", "--examples"]);
         Action::Test(command, of_cargo_test)
     };
     // What needs Node.js, and perhaps the browser too.
@@ -230,7 +227,7 @@ fn steps(tools: &Tools) -> Vec<Step> {
         Action::Test(command, of_node)
     };
     let nothing = Ok(());
-    let mut steps = vec![
+    vec![
         step("formatting", Action::Run(cargo(&["fmt", "--all", "--check"]))),
         step("crate's package", Action::Run(program(&this, &["package"]))),
         step("licences", Action::Run(program(&this, &["licences"]))),
@@ -241,6 +238,8 @@ fn steps(tools: &Tools) -> Vec<Step> {
                 "--workspace",
                 "--all-targets",
                 "--release",
+                "--features",
+                FEATURES,
                 "--",
                 "-D",
                 "warnings",
@@ -266,7 +265,7 @@ fn steps(tools: &Tools) -> Vec<Step> {
         step(
             "examples in the documentation",
             Action::Test(
-                cargo(&["test", "--doc", "--release", "--no-fail-fast"]),
+                cargo(&["test", "--doc", "--release", "--no-fail-fast", "--features", FEATURES]),
                 of_cargo_test,
             ),
         ),
@@ -287,12 +286,7 @@ fn steps(tools: &Tools) -> Vec<Step> {
             "tests of the installed package",
             with_node(&tools.chromium, node_tests("pkg/test/install")),
         ),
-    ];
-    // They are among the tests above and pass without doing anything.
-    if let Err(reason) = &tools.vulkan {
-        steps.push(step("tests on a GPU", Action::Skip(reason.clone())));
-    }
-    steps
+    ]
 }
 
 /// What `--all` adds: what takes hours, or needs what few have installed.
@@ -415,7 +409,6 @@ mod tests {
             nextest,
             node: or(others, "there is no Node.js."),
             chromium: or(others, "there is no browser."),
-            vulkan: or(others, "there is no driver"),
             python: or(others, "there is no python3"),
             peers: or(others, "there is no onnxruntime"),
             deny: or(others, "there is no cargo-deny"),
@@ -446,13 +439,8 @@ mod tests {
                 .any(|command| command.starts_with("cargo nextest run"))
         );
         assert!(!without.iter().any(|command| command.contains("nextest")));
-        // The tests on a GPU have a line of their own only where they are left out.
-        assert_eq!(with.len() + 1, without.len());
-        let skipped = [
-            "skipped, as there is no Node.js",
-            "skipped, as there is no driver",
-        ];
-        assert_eq!(without[without.len() - 2..], skipped);
+        assert_eq!(with.len(), without.len());
+        assert_eq!(without.last().unwrap(), "skipped, as there is no Node.js");
     }
 
     #[test]
