@@ -16,6 +16,7 @@ pub(crate) mod int8;
 mod math;
 mod matmul;
 mod norm;
+mod patches;
 mod simd;
 #[cfg(feature = "train")]
 pub(crate) mod train;
@@ -25,6 +26,7 @@ pub use buffer::Buffer;
 pub use matmul::{Activation, Linear, PackedMatrix, Rows, RowsMut, linear, matmul};
 pub(crate) use matmul::{GROUP, row_block};
 pub use norm::LayerNorm;
+pub(crate) use patches::patches;
 pub use simd::InstructionSet;
 
 /// Runs `task(0)` to `task(count - 1)`, on all threads of the current pool where `parallel` says so and

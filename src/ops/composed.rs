@@ -9,6 +9,17 @@ use super::options::softmax;
 use super::{BurnOptions, DropoutMask, to};
 use crate::kernels::{Activation, AttentionShape};
 
+/// Pixels `[batch, 3, height, width]` to patches `[batch * patches, 3 * side * side]`.
+pub(super) fn patches(pixels: Tensor<4>, side: usize) -> Tensor<2> {
+    let [batch, channels, height, width] = pixels.dims();
+    let (down, across) = (height / side, width / side);
+    // [batch, 3, down, side, across, side] to [batch, down, across, 3, side, side]
+    pixels
+        .reshape([batch, channels, down, side, across, side])
+        .permute([0, 2, 4, 1, 3, 5])
+        .reshape([batch * down * across, channels * side * side])
+}
+
 /// activation(x W + b).
 pub(super) fn linear(
     x: Tensor<2>,

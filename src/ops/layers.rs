@@ -89,6 +89,18 @@ impl PackedProjections {
 }
 
 impl Linear {
+    /// The packed layer.
+    ///
+    /// # Panics
+    /// Where it is not packed.
+    #[cfg(feature = "flex")]
+    pub(super) fn packed(&self) -> Arc<kernels::Linear> {
+        match self {
+            Self::Packed(layer) => layer.get(),
+            Self::Dense(_) => unreachable!("weights are packed for the host's kernels"),
+        }
+    }
+
     /// How the weight is kept.
     pub(crate) fn dtype(&self) -> Dtype {
         match self {

@@ -21,8 +21,10 @@ pub(crate) mod training;
 
 use burn::tensor::{FloatDType, Tensor};
 
+#[cfg(feature = "train")]
+pub use dropout::Dropout;
+pub use dropout::DropoutMask;
 pub(crate) use dropout::Dropping;
-pub use dropout::{Dropout, DropoutMask};
 pub(crate) use layers::{Linear, Norm, PackedLinear, PackedProjections, Projections};
 pub use options::{Attention, BurnOptions, BurnPrecision};
 pub(crate) use options::{dtype, narrowed, to};
@@ -234,8 +236,8 @@ impl<'a> Pass<'a> {
         name: &str,
     ) -> Tensor<2> {
         #[cfg(feature = "flex")]
-        if let (Linear::Packed(layer), false) = (layer, self.trace.is_on()) {
-            return host::linear_add(x, residual, layer.get());
+        if self.how.is_packed() && !self.trace.is_on() {
+            return host::linear_add(x, residual, layer.packed());
         }
         let summand = self.linear(layer, x, Activation::None);
         self.trace.tensor(name, &summand);
@@ -252,8 +254,8 @@ impl<'a> Pass<'a> {
         name: &str,
     ) -> Tensor<2> {
         #[cfg(feature = "flex")]
-        if let (Linear::Packed(up), Linear::Packed(down), false) = (up, down, self.trace.is_on()) {
-            return host::mlp_add(x, residual, up.get(), down.get(), activation);
+        if self.how.is_packed() && !self.trace.is_on() {
+            return host::mlp_add(x, residual, up.packed(), down.packed(), activation);
         }
         let hidden = self.linear(up, x, activation);
         self.linear_add(down, hidden, residual, name)
@@ -301,6 +303,39 @@ impl<'a> Pass<'a> {
             return training::layer_norm(x, scale, shift, layer.epsilon);
         }
         composed::norm(to(x, FloatDType::F32), scale, shift, layer.epsilon)
+    }
+
+    /// Pixels `[batch, 3, size, size]` to rows: of each image the row of the class token, then those of its patches of
+    /// `patch` pixels a side, each with its position added. `class` is `[1, 1, width]`, `positions` `[1, tokens, width]`.
+    pub(crate) fn tokens(
+        &mut self,
+        pixels: Tensor<4>,
+        layer: &Linear,
+        class: Tensor<3>,
+        positions: Tensor<3>,
+        patch: usize,
+    ) -> Tensor<2> {
+        #[cfg(feature = "flex")]
+        if self.how.is_packed() {
+            return host::tokens(pixels, layer.packed(), class, positions, patch);
+        }
+        let [_, tokens, width] = positions.dims();
+        let patches = composed::patches(self.factor(pixels), patch);
+        let batch = patches.dims()[0] / (tokens - 1);
+        let x = self.rows(self.linear(layer, patches, Activation::None));
+        self.trace.tensor("patch_embed", &x);
+        let x = x.reshape([batch, tokens - 1, width]);
+        let x = Tensor::cat(vec![class.repeat_dim(0, batch), x], 1) + positions;
+        x.reshape([batch * tokens, width])
+    }
+
+    /// The hyperbolic tangent, in single precision.
+    pub(crate) fn tanh(&self, x: Tensor<2>) -> Tensor<2> {
+        #[cfg(feature = "flex")]
+        if self.how.is_packed() {
+            return host::tanh(x);
+        }
+        to(x, FloatDType::F32).tanh()
     }
 
     /// Multi-head attention of each sequence to itself, `[rows, width]` to `[rows, value width]`; with `only_first` that

@@ -17,6 +17,7 @@ use super::Layout;
 pub(crate) fn narrowed<M: Module>(module: M, dtype: FloatDType) -> M {
     match dtype {
         FloatDType::F32 => module,
+        _ if cfg!(feature = "web") => module,
         dtype => module.map(&mut Narrow { dtype, norms: 0 }),
     }
 }
@@ -191,9 +192,9 @@ pub(crate) fn dtype<const D: usize>(x: &Tensor<D>) -> FloatDType {
     x.dtype().into()
 }
 
-/// In another precision, if it is another.
+/// In another precision, if it is another. In a module for JavaScript all tensors are of single precision.
 pub(crate) fn to<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
-    match self::dtype(&x) == dtype {
+    match cfg!(feature = "web") || self::dtype(&x) == dtype {
         true => x,
         false => x.cast(dtype),
     }

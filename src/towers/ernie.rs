@@ -1,12 +1,12 @@
 //! The text tower ERNIE: post-norm blocks over the embedded tokens, and a pooler over the first of them.
 
 use burn::module::Module;
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::Tensor;
 
 use super::load::{Layered, Loader, Target, text_blocks};
 use super::transformer::{Block, Encoder, NormOrder, Shape};
 use crate::kernels::{self, AttentionShape};
-use crate::ops::{Layout, Linear, Norm, Pass, to};
+use crate::ops::{Layout, Linear, Norm, Pass};
 use crate::weights::Dtype;
 use crate::{Activation, ErnieConfig, Result};
 
@@ -82,7 +82,7 @@ impl Ernie {
         };
         let x = self.encoder.forward(x, layout, &shape, pass);
         let pooled = pass.linear(&self.pooler, x, kernels::Activation::None);
-        let pooled = to(pooled, FloatDType::F32).tanh();
+        let pooled = pass.tanh(pooled);
         pass.trace.tensor("pooled", &pooled);
         pooled
     }

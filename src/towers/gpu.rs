@@ -9,7 +9,7 @@ use super::transformer::NormOrder;
 use crate::config::{Activation as TextActivation, ErnieConfig, VitConfig};
 use crate::gpu::{Epilogue, Gpu, GpuBuffer, GpuLinear, GpuNorm, GpuSequences, GpuUniform, Part, Recorder};
 use crate::kernels::convolution::Map;
-use crate::kernels::{AttentionShape, Sequence};
+use crate::kernels::{AttentionShape, Sequence, patches};
 use crate::ops::{Step, Trace};
 use crate::weights::{Dtype, Quantised, RandomWeights, TensorData};
 use crate::{Error, Result};
@@ -33,22 +33,6 @@ pub(super) struct GpuBlock {
     mlp_in: GpuLinear,
     activation: Epilogue,
     mlp_out: GpuLinear,
-}
-
-/// Cuts an image [3, size, size] into patches [patches, 3 * patch * patch], row by row, each in the order
-/// of the convolution's weights. They begin `stride` values apart.
-fn patches(config: &VitConfig, pixels: &[f32], stride: usize, out: &mut [f32]) {
-    let (size, patch) = (config.image_size, config.patch_size);
-    let across = size / patch;
-    for channel in 0..3 {
-        for y in 0..size {
-            let line = &pixels[(channel * size + y) * size..][..size];
-            let at = (channel * patch + y % patch) * patch;
-            for (x, values) in line.chunks_exact(patch).enumerate() {
-                out[(y / patch * across + x) * stride + at..][..patch].copy_from_slice(values);
-            }
-        }
-    }
 }
 
 /// The buffers of a pass.
@@ -457,7 +441,7 @@ impl GpuVit {
                 work.patches.reserve(gpu, count * patch_count * self.patch_width);
                 let mut cut = vec![0.0; patch_count * self.patch_width];
                 for (i, pixels) in pixels.chunks_exact(image).enumerate() {
-                    patches(c, pixels, self.patch_width, &mut cut);
+                    patches(c.image_size, c.patch_size, pixels, self.patch_width, &mut cut);
                     work.patches.write(gpu, i * cut.len(), &cut);
                 }
                 let places = (0..count).map(|i| i * tokens * width);

@@ -45,6 +45,14 @@ pub(crate) struct Target {
     pub(crate) layers: Layers,
 }
 
+impl Target {
+    /// Whether layers are packed. In a module for JavaScript they always are, so that the compiler leaves out of the download
+    /// what makes others.
+    fn is_packed(&self) -> bool {
+        cfg!(feature = "web") || self.layers == Layers::Packed
+    }
+}
+
 /// How a tower's layers are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layers {
@@ -228,11 +236,9 @@ impl Loader<'_> {
     /// The layers of queries, keys and values, `width` each, that the weights have as one.
     pub(super) fn projections(&self, name: &str, width: usize, target: &Target) -> Result<Projections> {
         let part = |start, columns| self.packed(width, &[Columns::part(name, 3 * width, start, columns)]);
-        Ok(match target.layers {
-            Layers::Packed => {
-                Projections::Packed(PackedProjections::new([part(0, width)?, part(width, 2 * width)?]))
-            }
-            _ => Projections::Together(self.dense(name, width, 3 * width, &target.device)?),
+        Ok(match target.is_packed() {
+            true => Projections::Packed(PackedProjections::new([part(0, width)?, part(width, 2 * width)?])),
+            false => Projections::Together(self.dense(name, width, 3 * width, &target.device)?),
         })
     }
 
@@ -243,7 +249,7 @@ impl Loader<'_> {
         inputs: usize,
         target: &Target,
     ) -> Result<Projections> {
-        if target.layers == Layers::Packed {
+        if target.is_packed() {
             let [q, k, v] = parts.each_ref().map(|(name, width)| Columns::all(name, *width));
             let (query, key_value) = (self.packed(inputs, &[q])?, self.packed(inputs, &[k, v])?);
             return Ok(Projections::Packed(PackedProjections::new([query, key_value])));
@@ -266,7 +272,7 @@ impl Loader<'_> {
     pub(super) fn patch_embed(&self, name: &str, config: &VitConfig, target: &Target) -> Result<Linear> {
         let (width, values) = (config.width, config.patch_values());
         let shape = [width, 3, config.patch_size, config.patch_size];
-        if target.layers == Layers::Packed {
+        if target.is_packed() {
             let rows = self.values(name, &shape)?;
             return Ok(Linear::Packed(PackedLinear::new(crate::kernels::Linear {
                 weight: PackedMatrix::from_transposed(&rows, width, values),

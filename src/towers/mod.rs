@@ -28,9 +28,9 @@ pub use ernie::Ernie;
 #[cfg(feature = "wgpu")]
 pub use gpu::check_gpu;
 pub use image::ImageTower;
-pub(crate) use load::{Layered, Layers, Loader, Target};
 #[cfg(feature = "train")]
-pub(crate) use load::{parameter, parameter_id};
+pub(crate) use load::{Layered, Loader, parameter, parameter_id};
+pub(crate) use load::{Layers, Target};
 pub use stream::{ImageTowerStream, TextTowerStream};
 pub use text::{TextTower, TypedCaption};
 #[cfg(feature = "train")]

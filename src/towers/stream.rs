@@ -163,6 +163,14 @@ impl TextTowerStream {
         Self::of(parts, config, device)
     }
 
+    /// As [`TextTowerStream::new`], on the host's kernels.
+    ///
+    /// # Errors
+    /// As [`TextTowerStream::new`].
+    pub fn on_host(config: &ErnieConfig, device: &Device) -> Result<Self> {
+        Self::new(config, device, Engine::Auto)
+    }
+
     /// As [`TextTowerStream::new`], on a graphics card by this crate's kernels.
     ///
     /// # Errors

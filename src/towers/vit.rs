@@ -73,13 +73,9 @@ impl Vit {
     /// Pixels `[batch, 3, size, size]` to embeddings `[batch, width]`, not normalised.
     pub(crate) fn forward(&self, pixels: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
         let [_, tokens, width] = self.positional_embedding.dims();
-        let patches = self.patches(pass.factor(pixels));
-        let batch = patches.dims()[0] / (tokens - 1);
-        let x = pass.rows(pass.linear(&self.patch_embed, patches, Activation::None));
-        pass.trace.tensor("patch_embed", &x);
-        let class = self.class_embedding.val().repeat_dim(0, batch);
-        let x = Tensor::cat(vec![class, x.reshape([batch, tokens - 1, width])], 1);
-        let x = (x + self.positional_embedding.val()).reshape([batch * tokens, width]);
+        let batch = pixels.dims()[0];
+        let (class, positions) = (self.class_embedding.val(), self.positional_embedding.val());
+        let x = pass.tokens(pixels, &self.patch_embed, class, positions, self.patch_size);
         pass.trace.tensor("tokens_plus_pos", &x);
         let x = pass.norm(&self.norm_pre, x);
         pass.trace.tensor("norm_pre", &x);
@@ -97,18 +93,6 @@ impl Vit {
         let x = pass.norm_single(&self.norm_post, x);
         pass.trace.tensor("norm_post", &x);
         x
-    }
-
-    /// Pixels `[batch, 3, size, size]` to patches `[batch * patches, 3 * patch * patch]`.
-    fn patches(&self, pixels: Tensor<4>) -> Tensor<2> {
-        let [batch, channels, height, width] = pixels.dims();
-        let p = self.patch_size;
-        let (down, across) = (height / p, width / p);
-        // [batch, 3, down, p, across, p] to [batch, down, across, 3, p, p]
-        pixels
-            .reshape([batch, channels, down, p, across, p])
-            .permute([0, 2, 4, 1, 3, 5])
-            .reshape([batch * down * across, channels * p * p])
     }
 
     /// The rows of one image, and the width of its embedding.

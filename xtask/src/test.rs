@@ -265,7 +265,14 @@ fn steps(tools: &Tools) -> Vec<Step> {
         step(
             "examples in the documentation",
             Action::Test(
-                cargo(&["test", "--doc", "--release", "--no-fail-fast", "--features", FEATURES]),
+                cargo(&[
+                    "test",
+                    "--doc",
+                    "--release",
+                    "--no-fail-fast",
+                    "--features",
+                    FEATURES,
+                ]),
                 of_cargo_test,
             ),
         ),

@@ -16,7 +16,8 @@ use burn::backend::{Backend, Flex, backend_extension};
 use burn::tensor::Tensor;
 
 use crate::kernels::{
-    self, Activation, AttentionShape, LayerNorm, RowsMut, Sequence, for_each_chunk, row_block, threads,
+    self, Activation, AttentionShape, LayerNorm, RowsMut, Sequence, for_each_chunk, patches, row_block,
+    threads,
 };
 use memory::{Owned, Values, stride};
 
@@ -56,6 +57,16 @@ pub(crate) trait HostOps: Backend {
     ) -> FloatTensor<Self>;
 
     fn host_first_rows(x: FloatTensor<Self>, sequences: Arc<[Sequence]>) -> FloatTensor<Self>;
+
+    fn host_tokens(
+        pixels: FloatTensor<Self>,
+        layer: Layer,
+        class: FloatTensor<Self>,
+        positions: FloatTensor<Self>,
+        patch: usize,
+    ) -> FloatTensor<Self>;
+
+    fn host_tanh(x: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// activation(x W + b).
@@ -120,6 +131,28 @@ pub(super) fn first_rows(x: Tensor<2>, sequences: Arc<[Sequence]>) -> Tensor<2> 
         x.into_dispatch(),
         sequences,
     ))
+}
+
+/// Pixels `[batch, 3, size, size]` to rows: of each image the class token and the patches, each with its position added.
+pub(super) fn tokens(
+    pixels: Tensor<4>,
+    layer: Layer,
+    class: Tensor<3>,
+    positions: Tensor<3>,
+    patch: usize,
+) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as HostOps>::host_tokens(
+        pixels.into_dispatch(),
+        layer,
+        class.into_dispatch(),
+        positions.into_dispatch(),
+        patch,
+    ))
+}
+
+/// The hyperbolic tangent.
+pub(super) fn tanh(x: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as HostOps>::host_tanh(x.into_dispatch()))
 }
 
 thread_local! {
@@ -335,6 +368,48 @@ impl HostOps for Flex {
         let firsts = gather(&x, &sequences);
         x.recycle();
         firsts.into_tensor()
+    }
+
+    fn host_tokens(pixels: Host, layer: Layer, class: Host, positions: Host, patch: usize) -> Host {
+        let (pixels, class) = (pixels.to_contiguous(), class.to_contiguous());
+        let positions = positions.to_contiguous();
+        let (class, positions): (&[f32], &[f32]) = (class.storage(), positions.storage());
+        let shape = pixels.layout().shape();
+        let (batch, size, width) = (shape[0], shape[2], layer.weight.columns());
+        let (tokens, values) = (positions.len() / width, 3 * size * size);
+        let mut cut = Owned::new(tokens - 1, layer.weight.depth());
+        let mut output = Owned::new(batch * tokens, width);
+        let (apart, cut_apart) = (output.stride, cut.stride);
+        for (i, pixels) in pixels
+            .storage::<f32>()
+            .chunks_exact(values)
+            .take(batch)
+            .enumerate()
+        {
+            let rows = &mut output.values_mut()[i * tokens * apart..];
+            for (row, position) in rows.chunks_mut(apart).zip(positions.chunks_exact(width)) {
+                row[..width].copy_from_slice(position);
+            }
+            for (value, class) in rows.iter_mut().zip(class) {
+                *value += class;
+            }
+            patches(size, patch, pixels, cut_apart, cut.values_mut());
+            let mut rows = RowsMut::new(&mut rows[apart..], tokens - 1, width, apart);
+            kernels::linear(cut.rows(), &layer, &mut rows, Activation::None, true, parallel());
+        }
+        cut.recycle();
+        output.into_tensor()
+    }
+
+    fn host_tanh(x: Host) -> Host {
+        let mut x = Owned::from_tensor(x);
+        let (rows, width, apart) = (x.rows, x.width, x.stride);
+        for row in x.values_mut().chunks_mut(apart).take(rows) {
+            for value in &mut row[..width] {
+                *value = value.tanh();
+            }
+        }
+        x.into_tensor()
     }
 }
 

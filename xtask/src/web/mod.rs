@@ -81,7 +81,7 @@ const MODULES: [Module; 3] = [
         profile: "web",
         threads: false,
         optimisation: "-O3",
-        limit: Some(520_000),
+        limit: Some(620_000),
     },
     Module {
         name: "webgpu",
