@@ -41,19 +41,22 @@ scenario("a file that is no image is named, and can be left out", async ({ page 
   assert.ok(same);
 });
 
-scenario("a file of 100 megapixels is refused before it takes memory; shrunk by the browser it is a picture", async ({ page, server }) => {
-  const file = greyPng(10_000, 10_000, 77);
-  server.misbehave = ({ path, response }) => path === "/huge.png" && response.writeHead(200).end(file);
-  const { error, huge, small } = await page.evaluate(async () => {
-    const file = await (await fetch("/huge.png")).blob();
-    const error = await failure(model.embedImages([new File([file], "huge.png")]));
-    const [huge] = await model.embedImages([await createImageBitmap(file, { resizeWidth: 200, resizeHeight: 200 })]);
+scenario("a file of 100 megapixels is read by rows, and one of 1,200 is refused before it takes memory", async ({ page, server }) => {
+  const files = { "/large.png": greyPng(10_000, 10_000, 77), "/huge.png": greyPng(40_000, 30_000, 77, 9) };
+  server.misbehave = ({ path, response }) => files[path] && response.writeHead(200).end(files[path]);
+  const { error, large, shrunk, small } = await page.evaluate(async () => {
+    const get = async (name) => new File([await (await fetch(`/${name}`)).blob()], name);
+    const [file, huge] = [await get("large.png"), await get("huge.png")];
+    const error = await failure(model.embedImages([huge]));
+    const [large] = await model.embedImages([file]);
+    const [shrunk] = await model.embedImages([await createImageBitmap(file, { resizeWidth: 200, resizeHeight: 200 })]);
     const [small] = await model.embedImages([{ data: new Uint8Array(200 * 200 * 4).fill(77), width: 200, height: 200 }]);
-    return { error, huge, small };
+    return { error, large, shrunk, small };
   });
   assert.equal(error.code, "image");
-  assert.match(error.message, /huge\.png.*10000 x 10000 pixels/);
-  assert.deepEqual(huge, small);
+  assert.match(error.message, /huge\.png.*40000 x 30000 pixels/);
+  assert.deepEqual(large, small);
+  assert.deepEqual(shrunk, small);
 });
 
 scenario("a folder of 500 pictures does not block the page", async ({ page, t }) => {

@@ -1,7 +1,7 @@
 import { crc32, deflateSync } from "node:zlib";
 
-/** A grey PNG file of one colour, small however many pixels it has. */
-export function greyPng(width, height, level) {
+/** A grey PNG file of one colour, small however many pixels it has; with the first `rows` rows only. */
+export function greyPng(width, height, level, rows = height) {
   const chunk = (type, data) => {
     const content = Buffer.concat([Buffer.from(type), data]);
     const ends = [Buffer.alloc(4), Buffer.alloc(4)];
@@ -14,7 +14,7 @@ export function greyPng(width, height, level) {
   header.writeUInt32BE(height, 4);
   header[8] = 8;
   const row = Buffer.concat([Buffer.of(0), Buffer.alloc(width, level)]);
-  const rows = Buffer.concat(Array(height).fill(row));
+  const pixels = Buffer.concat(Array(rows).fill(row));
   const signature = Buffer.from("\x89PNG\r\n\x1a\n", "latin1");
-  return Buffer.concat([signature, chunk("IHDR", header), chunk("IDAT", deflateSync(rows)), chunk("IEND", Buffer.alloc(0))]);
+  return Buffer.concat([signature, chunk("IHDR", header), chunk("IDAT", deflateSync(pixels)), chunk("IEND", Buffer.alloc(0))]);
 }
