@@ -5,8 +5,8 @@
 //! [`image`] to pixels; the [`towers`], loaded from [`weights`], turn both into [`vectors`]; an [`index`]
 //! searches them, and [`recall`] scores them.
 //!
-//! Bytes and slices come in, values go out. Whatever opens files, starts threads or uses the network is in `native`, which is there
-//! with the feature `native`.
+//! Bytes and slices come in, values go out. Whatever opens files, starts threads or uses the network is in
+//! `native`, which is there with the feature `native`.
 #![warn(missing_docs)]
 
 pub mod classify;

@@ -3,8 +3,8 @@
 #[cfg(feature = "train")]
 use crate::random::step;
 
-/// What is left out at random: a function of the seed and the place of a value, so that nothing has to be kept for
-/// the backward pass.
+/// What is left out at random: a function of the seed and the place of a value, so that nothing has to be
+/// kept for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DropoutMask {
     /// Which values; another seed, other values.

@@ -1,7 +1,7 @@
 //! Patches of an image.
 
-/// Cuts an image `[3, size, size]` into patches `[patches, 3 * patch * patch]`, row by row, each in the order of the
-/// convolution's weights. They begin `stride` values apart.
+/// Cuts an image `[3, size, size]` into patches `[patches, 3 * patch * patch]`, row by row, each in the order
+/// of the convolution's weights. They begin `stride` values apart.
 pub(crate) fn patches(size: usize, patch: usize, pixels: &[f32], stride: usize, out: &mut [f32]) {
     let across = size / patch;
     for channel in 0..3 {

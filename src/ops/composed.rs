@@ -51,8 +51,9 @@ pub(super) fn norm(x: Tensor<2>, scale: Tensor<1>, shift: Tensor<1>, epsilon: f6
 
 /// Multi-head attention of the first `queries` rows of each sequence to all its rows.
 ///
-/// A row of `qkv` `[batch, tokens, 2 * query width + value width]` holds all heads' queries, then all heads' keys, then
-/// all heads' values. `key_bias` is `[batch or 1, 1, 1, tokens]`. The result is `[batch * queries, value width]`.
+/// A row of `qkv` `[batch, tokens, 2 * query width + value width]` holds all heads' queries, then all heads'
+/// keys, then all heads' values. `key_bias` is `[batch or 1, 1, 1, tokens]`. The result is `[batch * queries,
+/// value width]`.
 pub(super) fn attention(
     qkv: Tensor<3>,
     key_bias: Option<Tensor<4>>,
@@ -102,9 +103,6 @@ pub(super) fn attention(
 /// dropout(x), by the device's own generator from the mask's seed on.
 #[cfg(feature = "train")]
 pub(super) fn drop_out<const D: usize>(x: Tensor<D>, mask: &DropoutMask) -> Tensor<D> {
-    if mask.share == 0.0 {
-        return x;
-    }
     // A pass over the same rows once more leaves the same out.
     x.device().seed(mask.seed);
     let kept = x.random_like(burn::tensor::Distribution::Bernoulli(1.0 - mask.share));

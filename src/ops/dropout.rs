@@ -34,16 +34,19 @@ impl Dropping {
         }
     }
 
-    pub(crate) fn hidden(&mut self) -> DropoutMask {
+    /// What the next sum or embedding leaves out, if anything.
+    #[cfg(feature = "train")]
+    pub(crate) fn hidden(&mut self) -> Option<DropoutMask> {
         self.mask(self.rates.hidden)
     }
 
-    pub(crate) fn attention(&mut self) -> DropoutMask {
+    /// What the next attention leaves out, if anything.
+    pub(crate) fn attention(&mut self) -> Option<DropoutMask> {
         self.mask(self.rates.attention)
     }
 
-    fn mask(&mut self, share: f64) -> DropoutMask {
+    fn mask(&mut self, share: f64) -> Option<DropoutMask> {
         let seed = self.random.bits();
-        DropoutMask { seed, share }
+        (share > 0.0).then_some(DropoutMask { seed, share })
     }
 }

@@ -69,10 +69,6 @@ impl PackedLinear {
             layer: Shared(Arc::new(layer)),
         }
     }
-
-    pub(super) fn get(&self) -> Arc<kernels::Linear> {
-        self.layer.0.clone()
-    }
 }
 
 impl PackedProjections {
@@ -82,22 +78,62 @@ impl PackedProjections {
             layers: Shared(Arc::new(layers)),
         }
     }
+}
 
-    pub(super) fn get(&self) -> Arc<[kernels::Linear; 2]> {
-        self.layers.0.clone()
+/// A layer's weight `[inputs, outputs]` and bias.
+type Dense = (Tensor<2>, Option<Tensor<1>>);
+
+fn dense(layer: &nn::Linear) -> Dense {
+    (layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()))
+}
+
+/// Layers of the same inputs as one, whose outputs stand in their order.
+pub(crate) fn joined(parts: &[nn::Linear]) -> Dense {
+    let weights = parts.iter().map(|part| part.weight.val()).collect();
+    let biases = parts.iter().filter_map(|part| Some(part.bias.as_ref()?.val()));
+    (Tensor::cat(weights, 1), Some(Tensor::cat(biases.collect(), 0)))
+}
+
+/// A layer is of the other kind than the pass that computes it, which the loader rules out.
+fn other_kind() -> ! {
+    unreachable!("weights are packed for the host's kernels, and for nothing else")
+}
+
+impl Projections {
+    /// The packed layers: queries, then keys and values.
+    #[cfg(feature = "flex")]
+    pub(super) fn packed(&self) -> Arc<[kernels::Linear; 2]> {
+        match self {
+            Self::Packed(packed) => packed.layers.0.clone(),
+            _ => other_kind(),
+        }
+    }
+
+    /// The layers as one.
+    pub(super) fn dense(&self) -> Dense {
+        match self {
+            Self::Together(layer) => dense(layer),
+            Self::Apart(parts) => joined(parts),
+            Self::Packed(_) => other_kind(),
+        }
     }
 }
 
 impl Linear {
     /// The packed layer.
-    ///
-    /// # Panics
-    /// Where it is not packed.
     #[cfg(feature = "flex")]
     pub(super) fn packed(&self) -> Arc<kernels::Linear> {
         match self {
-            Self::Packed(layer) => layer.get(),
-            Self::Dense(_) => unreachable!("weights are packed for the host's kernels"),
+            Self::Packed(packed) => packed.layer.0.clone(),
+            Self::Dense(_) => other_kind(),
+        }
+    }
+
+    /// The weight and the bias.
+    pub(super) fn dense(&self) -> Dense {
+        match self {
+            Self::Dense(layer) => dense(layer),
+            Self::Packed(_) => other_kind(),
         }
     }
 
@@ -110,7 +146,8 @@ impl Linear {
     }
 }
 
-/// LayerNorm over the last dimension: (x - mean) / sqrt(variance + epsilon) * scale + shift, with the biased variance.
+/// LayerNorm over the last dimension: (x - mean) / sqrt(variance + epsilon) * scale + shift, with the biased
+/// variance.
 #[derive(Module, Debug)]
 pub struct Norm {
     /// The factor of each column.

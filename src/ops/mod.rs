@@ -1,11 +1,12 @@
 //! The operations that the towers are made of.
 //!
-//! A tower says what is computed, step by step, by the methods of a [`Pass`]. How a step is computed is a matter of the
-//! device:
+//! A tower says what is computed, step by step, by the methods of a [`Pass`]. How a step is computed is a
+//! matter of the device:
 //!
 //! - `composed`: by Burn's tensor operations, on every device. These are the definitions.
-//! - `host`: by the kernels of this crate on the host's memory, as an extension of Burn's Flex backend. For inference the
-//!   weights were packed when they were loaded; for training each operation has a backward pass.
+//! - `host`: by the kernels of this crate on the host's memory, as an extension of Burn's Flex backend. For
+//!   inference the weights were packed when they were loaded; for training each operation has a backward
+//!   pass.
 //!
 //! All values are rows, `[rows, width]`. Which rows belong to which sequence is said by a [`Layout`].
 
@@ -19,17 +20,19 @@ mod trace;
 #[cfg(feature = "train")]
 pub(crate) mod training;
 
+use std::sync::Arc;
+
 use burn::tensor::{FloatDType, Tensor};
 
 #[cfg(feature = "train")]
 pub use dropout::Dropout;
 pub use dropout::DropoutMask;
 pub(crate) use dropout::Dropping;
-pub(crate) use layers::{Linear, Norm, PackedLinear, PackedProjections, Projections};
+pub(crate) use layers::{Linear, Norm, PackedLinear, PackedProjections, Projections, joined};
 pub use options::{Attention, BurnOptions, BurnPrecision};
 pub(crate) use options::{dtype, narrowed, to};
 pub use trace::Step;
-pub(crate) use trace::{Trace, host_values};
+pub(crate) use trace::{Trace, host_values, host_values_async};
 
 use crate::kernels::{Activation, AttentionShape, Sequence};
 
@@ -88,14 +91,20 @@ impl How {
         }
     }
 
-    /// Whether the host's kernels run on packed weights. In a module for JavaScript nothing else does, so that the compiler
-    /// leaves Burn's operations out of the download.
+    /// Whether the host's kernels run on packed weights. In a module for JavaScript nothing else does, so
+    /// that the compiler leaves Burn's operations out of the download.
     #[allow(clippy::unused_self)]
     pub(crate) fn is_packed(self) -> bool {
         #[cfg(feature = "flex")]
         return cfg!(feature = "web") || self.implementation == Implementation::Packed;
         #[cfg(not(feature = "flex"))]
         false
+    }
+
+    /// Whether the host's kernels run, with their backward passes.
+    #[cfg(feature = "train")]
+    fn is_training(self) -> bool {
+        self.implementation == Implementation::Training
     }
 
     /// How Burn's operations compute.
@@ -109,39 +118,34 @@ impl How {
 #[derive(Debug, Clone)]
 pub(crate) enum Layout {
     /// Sequences of any lengths without padding between them, for the host's kernels.
-    Ragged(std::sync::Arc<[Sequence]>),
+    Ragged(Arc<[Sequence]>),
     /// `batch` sequences of `tokens` rows each.
     Padded {
         batch: usize,
         tokens: usize,
-        /// What is added to the scores of each key, `[batch or 1, 1, 1, tokens]`: 0 for a token, -10000 for padding.
+        /// What is added to the scores of each key, `[batch or 1, 1, 1, tokens]`: 0 for a token, -10000 for
+        /// padding.
         key_bias: Option<Tensor<4>>,
     },
 }
 
 impl Layout {
-    /// `batch` sequences of `tokens` rows each, none of them padding.
-    pub(crate) fn full(batch: usize, tokens: usize) -> Self {
-        Self::Padded {
-            batch,
-            tokens,
-            key_bias: None,
-        }
+    /// `batch` sequences of `tokens` rows each, for the host's kernels.
+    fn equal(batch: usize, tokens: usize) -> Self {
+        let sequence = |i| Sequence {
+            query: i * tokens,
+            queries: tokens,
+            key: i * tokens,
+            keys: tokens,
+        };
+        Self::Ragged((0..batch).map(sequence).collect())
     }
 
     #[cfg(feature = "flex")]
-    fn sequences(&self) -> std::sync::Arc<[Sequence]> {
+    fn sequences(&self) -> Arc<[Sequence]> {
         match self {
             Self::Ragged(sequences) => sequences.clone(),
-            &Self::Padded { batch, tokens, .. } => {
-                let sequence = |i| Sequence {
-                    query: i * tokens,
-                    queries: tokens,
-                    key: i * tokens,
-                    keys: tokens,
-                };
-                (0..batch).map(sequence).collect()
-            }
+            Self::Padded { .. } => unreachable!("the host's kernels are given no padding"),
         }
     }
 
@@ -158,7 +162,8 @@ impl Layout {
     }
 }
 
-/// One forward pass of a tower: how it computes, what it leaves out at random, and who wants to see its steps.
+/// One forward pass of a tower: how it computes, what it leaves out at random, and who wants to see its
+/// steps.
 pub(crate) struct Pass<'a> {
     how: How,
     dropping: Option<&'a mut Dropping>,
@@ -200,17 +205,12 @@ impl<'a> Pass<'a> {
 
     /// activation(x W + b), `[rows, outputs]`.
     pub(crate) fn linear(&self, layer: &Linear, x: Tensor<2>, activation: Activation) -> Tensor<2> {
-        match layer {
-            #[cfg(feature = "flex")]
-            Linear::Packed(layer) => host::linear(x, layer.get(), activation),
-            #[cfg(not(feature = "flex"))]
-            Linear::Packed(_) => unreachable!("weights are packed for the host's kernels"),
-            Linear::Dense(_) if self.how.is_packed() => unreachable!("all weights are packed"),
-            Linear::Dense(layer) => {
-                let bias = layer.bias.as_ref().map(|bias| bias.val());
-                self.dense(x, layer.weight.val(), bias, activation)
-            }
+        #[cfg(feature = "flex")]
+        if self.how.is_packed() {
+            return host::linear(x, layer.packed(), activation);
         }
+        let (weight, bias) = layer.dense();
+        self.dense(x, weight, bias, activation)
     }
 
     fn dense(
@@ -221,7 +221,7 @@ impl<'a> Pass<'a> {
         activation: Activation,
     ) -> Tensor<2> {
         #[cfg(feature = "train")]
-        if self.how.implementation == Implementation::Training {
+        if self.how.is_training() {
             return training::linear(x, weight, bias, activation);
         }
         composed::linear(x, weight, bias, activation, self.how.options)
@@ -263,27 +263,26 @@ impl<'a> Pass<'a> {
 
     fn add(&mut self, residual: Tensor<2>, summand: Tensor<2>) -> Tensor<2> {
         let summand = self.rows(summand);
-        match self.dropping.as_mut().map(|dropping| dropping.hidden()) {
-            #[cfg(feature = "train")]
-            Some(mask) if mask.share > 0.0 => training::add_drop_out(
-                residual,
-                summand,
-                mask,
-                self.how.implementation == Implementation::Training,
-            ),
-            _ => residual + summand,
+        #[cfg(feature = "train")]
+        if let Some(mask) = self.dropping.as_mut().and_then(|dropping| dropping.hidden()) {
+            return match self.how.is_training() {
+                true => training::add_drop_out(residual, summand, mask),
+                false => residual + composed::drop_out(summand, &mask),
+            };
         }
+        residual + summand
     }
 
     /// dropout(x).
     pub(crate) fn drop_out(&mut self, x: Tensor<2>) -> Tensor<2> {
-        match self.dropping.as_mut().map(|dropping| dropping.hidden()) {
-            #[cfg(feature = "train")]
-            Some(mask) if mask.share > 0.0 => {
-                training::drop_out(x, mask, self.how.implementation == Implementation::Training)
-            }
-            _ => x,
+        #[cfg(feature = "train")]
+        if let Some(mask) = self.dropping.as_mut().and_then(|dropping| dropping.hidden()) {
+            return match self.how.is_training() {
+                true => training::drop_out(x, mask),
+                false => composed::drop_out(x, &mask),
+            };
         }
+        x
     }
 
     /// LayerNorm of each row.
@@ -299,14 +298,15 @@ impl<'a> Pass<'a> {
             return host::norm(x, scale, shift, layer.epsilon);
         }
         #[cfg(feature = "train")]
-        if self.how.implementation == Implementation::Training {
+        if self.how.is_training() {
             return training::layer_norm(x, scale, shift, layer.epsilon);
         }
         composed::norm(to(x, FloatDType::F32), scale, shift, layer.epsilon)
     }
 
-    /// Pixels `[batch, 3, size, size]` to rows: of each image the row of the class token, then those of its patches of
-    /// `patch` pixels a side, each with its position added. `class` is `[1, 1, width]`, `positions` `[1, tokens, width]`.
+    /// Pixels `[batch, 3, size, size]` to rows: of each image the row of the class token, then those of its
+    /// patches of `patch` pixels a side, each with its position added. `class` is `[1, 1, width]`,
+    /// `positions` `[1, tokens, width]`.
     pub(crate) fn tokens(
         &mut self,
         pixels: Tensor<4>,
@@ -338,8 +338,8 @@ impl<'a> Pass<'a> {
         to(x, FloatDType::F32).tanh()
     }
 
-    /// Multi-head attention of each sequence to itself, `[rows, width]` to `[rows, value width]`; with `only_first` that
-    /// of the first rows of each sequence, as [`Pass::first_rows`] has them.
+    /// Multi-head attention of each sequence to itself, `[rows, width]` to `[rows, value width]`; with
+    /// `only_first` that of the first rows of each sequence, as [`Pass::first_rows`] has them.
     pub(crate) fn attend(
         &mut self,
         projections: &Projections,
@@ -348,29 +348,19 @@ impl<'a> Pass<'a> {
         layout: &Layout,
         only_first: bool,
     ) -> Tensor<2> {
-        let (weight, bias) = match projections {
-            #[cfg(feature = "flex")]
-            Projections::Packed(layers) => {
-                return host::attend(x, layers.get(), *shape, layout.sequences(), only_first);
-            }
-            #[cfg(not(feature = "flex"))]
-            Projections::Packed(_) => unreachable!("weights are packed for the host's kernels"),
-            _ if self.how.is_packed() => unreachable!("all weights are packed"),
-            Projections::Together(layer) => (layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val())),
-            Projections::Apart(parts) => {
-                let weights = parts.iter().map(|part| part.weight.val()).collect();
-                let biases = parts.iter().filter_map(|part| Some(part.bias.as_ref()?.val()));
-                (Tensor::cat(weights, 1), Some(Tensor::cat(biases.collect(), 0)))
-            }
-        };
+        #[cfg(feature = "flex")]
+        if self.how.is_packed() {
+            return host::attend(x, projections.packed(), *shape, layout.sequences(), only_first);
+        }
+        let (weight, bias) = projections.dense();
         let qkv = self.dense(x, weight, bias, Activation::None);
         let (batch, tokens, key_bias) = layout.padded();
         let [_, width] = qkv.dims();
         let qkv = qkv.reshape([batch, tokens, width]);
         let key_bias = key_bias.cloned();
-        let mask = self.dropping.as_mut().map(|dropping| dropping.attention());
+        let mask = self.dropping.as_mut().and_then(|dropping| dropping.attention());
         #[cfg(feature = "train")]
-        if self.how.implementation == Implementation::Training {
+        if self.how.is_training() {
             return training::attention(qkv, key_bias, shape, mask, only_first);
         }
         let queries = match only_first {
@@ -380,7 +370,8 @@ impl<'a> Pass<'a> {
         composed::attention(qkv, key_bias, shape, mask, queries, self.how.options)
     }
 
-    /// The rows of each sequence that the last block computes: the first, and those that the attention cannot do without.
+    /// The rows of each sequence that the last block computes: the first, and those that the attention cannot
+    /// do without.
     pub(crate) fn first_rows(&self, x: Tensor<2>, layout: &Layout) -> Tensor<2> {
         #[cfg(feature = "flex")]
         if self.how.is_packed() {
@@ -401,7 +392,7 @@ impl<'a> Pass<'a> {
     /// Pads each sequence where fused attention needs it.
     pub(crate) fn pad(&self, x: Tensor<2>, batch: usize, tokens: usize) -> (Tensor<2>, Layout) {
         if self.how.is_packed() {
-            return (x, Layout::full(batch, tokens));
+            return (x, Layout::equal(batch, tokens));
         }
         self.how.options.pad_tokens(x, batch, tokens)
     }

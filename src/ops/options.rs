@@ -101,7 +101,12 @@ impl BurnOptions {
     pub(super) fn pad_tokens(self, x: Tensor<2>, batch: usize, tokens: usize) -> (Tensor<2>, Layout) {
         let padded = tokens.next_multiple_of(Self::FUSED_STEP);
         if !self.is_fused() || padded == tokens {
-            return (x, Layout::full(batch, tokens));
+            let layout = Layout::Padded {
+                batch,
+                tokens,
+                key_bias: None,
+            };
+            return (x, layout);
         }
         let (device, dtype, [_, width]) = (x.device(), dtype(&x), x.dims());
         let zeros = to(Tensor::zeros([batch, padded - tokens, width], &device), dtype);

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::kernels::Rows;
+use crate::{Error, Result};
 
 /// What came out of one step of a tower.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,8 +37,8 @@ pub(crate) struct Trace<'a> {
     steps: Option<&'a mut Vec<Step>>,
 }
 
-/// Whether steps can be recorded. In a module for JavaScript nothing asks for them, and the code that records them is left
-/// out of the download.
+/// Whether steps can be recorded. In a module for JavaScript nothing asks for them, and the code that records
+/// them is left out of the download.
 const RECORDABLE: bool = !cfg!(feature = "web");
 
 impl<'a> Trace<'a> {
@@ -110,4 +111,13 @@ pub(crate) fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         .into_data()
         .try_into_vec_as::<f32>()
         .expect("a float tensor reads as f32")
+}
+
+/// As [`host_values`], without blocking.
+pub(crate) async fn host_values_async<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    let data = tensor.into_data_async().await;
+    let data = data.map_err(|error| Error::Device(error.to_string()))?;
+    Ok(data
+        .try_into_vec_as::<f32>()
+        .expect("a float tensor reads as f32"))
 }

@@ -5,7 +5,7 @@
 use burn::tensor::{Device, Tensor};
 
 use super::host::gradients::TrainingOps;
-use super::{BurnOptions, BurnPrecision, DropoutMask, composed};
+use super::{BurnOptions, BurnPrecision, DropoutMask};
 use crate::kernels::{Activation, AttentionShape};
 
 type Dispatch = burn::backend::Dispatch;
@@ -18,9 +18,9 @@ pub enum Compute {
     Auto,
     /// By Burn's operations everywhere.
     Burn,
-    /// By Burn's operations, with products in bfloat16. Weights, their gradients, normalisations, softmax, the loss and
-    /// what a transformer passes on from block to block are in single precision; a convolutional network is in bfloat16 up
-    /// to its mean.
+    /// By Burn's operations, with products in bfloat16. Weights, their gradients, normalisations, softmax,
+    /// the loss and what a transformer passes on from block to block are in single precision; a convolutional
+    /// network is in bfloat16 up to its mean.
     BurnBf16,
 }
 
@@ -44,10 +44,10 @@ impl Compute {
 
 /// Multi-head attention of each sequence to itself.
 ///
-/// A row of `qkv` `[batch, tokens, 2 * query width + value width]` holds all heads' queries, then all heads' keys, then
-/// all heads' values. `key_bias` `[batch, 1, 1, tokens]` is added to the scores of each key (0 for a token, -10000 for
-/// padding), and gets no gradient. `drop` leaves out weights. The result is `[batch * tokens, value width]`, or
-/// `[batch, value width]` with `only_first`: that of each sequence's first query.
+/// A row of `qkv` `[batch, tokens, 2 * query width + value width]` holds all heads' queries, then all heads'
+/// keys, then all heads' values. `key_bias` `[batch, 1, 1, tokens]` is added to the scores of each key (0 for
+/// a token, -10000 for padding), and gets no gradient. `drop` leaves out weights. The result is `[batch *
+/// tokens, value width]`, or `[batch, value width]` with `only_first`: that of each sequence's first query.
 pub(super) fn attention(
     qkv: Tensor<3>,
     key_bias: Option<Tensor<4>>,
@@ -98,25 +98,16 @@ pub(super) fn linear(
     ))
 }
 
-/// Sets a share of the values to 0 and scales the others up, so that the expected sum stays. The host's kernels
-/// take what follows from the mask's seed and a value's place, Burn's operations the device's own generator from the seed on.
-pub(super) fn drop_out(x: Tensor<2>, drop: DropoutMask, by_kernel: bool) -> Tensor<2> {
-    match by_kernel {
-        true => Tensor::from_dispatch(<Dispatch as TrainingOps>::train_drop(x.into_dispatch(), drop)),
-        false => composed::drop_out(x, &drop),
-    }
+/// Sets a share of the values to 0 and scales the others up, so that the expected sum stays. Which ones
+/// follows from the mask's seed and a value's place.
+pub(super) fn drop_out(x: Tensor<2>, drop: DropoutMask) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as TrainingOps>::train_drop(x.into_dispatch(), drop))
 }
 
 /// x + [`drop_out`]\(y).
-pub(super) fn add_drop_out(x: Tensor<2>, y: Tensor<2>, drop: DropoutMask, by_kernel: bool) -> Tensor<2> {
-    match by_kernel {
-        true => Tensor::from_dispatch(<Dispatch as TrainingOps>::train_add_drop(
-            x.into_dispatch(),
-            y.into_dispatch(),
-            drop,
-        )),
-        false => x + composed::drop_out(y, &drop),
-    }
+pub(super) fn add_drop_out(x: Tensor<2>, y: Tensor<2>, drop: DropoutMask) -> Tensor<2> {
+    let (x, y) = (x.into_dispatch(), y.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as TrainingOps>::train_add_drop(x, y, drop))
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ struct Workspace {
 /// Shows what comes out of steps. Waiting for a card is only possible outside of a browser.
 pub(super) struct Watch<'a> {
     pub(super) gpu: &'a Gpu,
-    pub(super) observe: Trace<'a>,
+    pub(super) trace: Trace<'a>,
 }
 
 impl Watch<'_> {
@@ -67,7 +67,7 @@ impl Watch<'_> {
         width: usize,
     ) {
         let gpu = self.gpu;
-        self.observe.push(
+        self.trace.push(
             name,
             || vec![rows, width],
             || {
@@ -430,7 +430,7 @@ impl GpuVit {
         let most = (rows_of_a_pass(gpu, widest) / tokens).max(1);
         let mut watch = Watch {
             gpu,
-            observe: Trace::new("visual", steps),
+            trace: Trace::new("visual", steps),
         };
         with_workspace(&self.work, async |work: &mut Workspace| {
             work.output.reserve(gpu, batch * width);
@@ -491,10 +491,10 @@ fn through_blocks(
     let firsts = GpuSequences::new(watch.gpu, &only_first(sequences));
     let sequences = GpuSequences::new(watch.gpu, sequences);
     for (i, block) in blocks.iter().enumerate() {
-        watch.observe.enter(format_args!("block.{i}"));
+        watch.trace.enter(format_args!("block.{i}"));
         let first = (i + 1 == blocks.len()).then_some((&firsts, count));
         block.forward(recorder, work, rows, &sequences, first, watch);
-        watch.observe.leave();
+        watch.trace.leave();
     }
 }
 
@@ -634,7 +634,7 @@ impl GpuErnie {
         let most = rows_of_a_pass(gpu, self.blocks[0].widest_row());
         let mut watch = Watch {
             gpu,
-            observe: Trace::new("text", steps),
+            trace: Trace::new("text", steps),
         };
         let mut output = with_workspace(&self.work, async |work: &mut Workspace| {
             work.output.reserve(gpu, captions.len() * width);
@@ -671,7 +671,7 @@ impl GpuErnie {
             *x = x.tanh();
         }
         watch
-            .observe
+            .trace
             .push("pooled", || vec![captions.len(), width], || output.clone());
         Ok(output)
     }

@@ -11,19 +11,19 @@ use super::efficientnet::{EfficientNet, HostEfficientNet};
 use super::gpu::GpuVit;
 use super::load::{Layered, Loader};
 use super::vit::Vit;
-use super::{Engine, host_values_async, normalised};
+use super::{Engine, normalised};
 #[cfg(feature = "wgpu")]
 use crate::gpu::Gpu;
 use crate::image::Preprocessor;
 use crate::kernels::convolution::Map;
 use crate::kernels::for_each_chunk;
-use crate::ops::{How, Pass, Step, Trace, host_values, narrowed, to};
+use crate::ops::{How, Pass, Step, Trace, host_values, host_values_async, narrowed, to};
 use crate::vectors::Embeddings;
 use crate::weights::{self, Dtype, TensorSource};
 use crate::{Error, ImageConfig, Result};
 
-/// What computes an image tower. Behind a trait, so that a program that only ever makes one kind holds no code of
-/// the other: in a browser each kind is a download.
+/// What computes an image tower. Behind a trait, so that a program that only ever makes one kind holds no
+/// code of the other: in a browser each kind is a download.
 pub(super) trait ImageBody: Send + Sync {
     /// Pixels of `batch` images to raw embeddings.
     fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>>;
@@ -36,7 +36,7 @@ pub(super) trait ImageBody: Send + Sync {
         self.embed(&normalised_pixels(bytes, preprocessor), batch)
     }
 
-    /// Every step of the way of images of this size, which a transformer is not asked for any but its own.
+    /// Returns the steps of images of this size. A transformer receives images of its own size only.
     fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>>;
 
     /// How its weights are kept.
@@ -50,7 +50,7 @@ pub(super) trait ImageBody: Send + Sync {
     }
 }
 
-/// Values that will be there.
+/// A future of embeddings.
 pub(super) type Later<'a> = Pin<Box<dyn Future<Output = Result<Vec<f32>>> + 'a>>;
 
 impl ImageBody for HostEfficientNet {
@@ -355,8 +355,8 @@ impl ImageTower {
         normalised(self.embed_raw(pixels)?, self.config.width())
     }
 
-    /// As [`ImageTower::embed`], from crops as [`Preprocessor::crop`] makes them, \[batch, image_size, image_size, 3\], which
-    /// the device normalises.
+    /// As [`ImageTower::embed`], from crops as [`Preprocessor::crop`] makes them, \[batch, image_size,
+    /// image_size, 3\], which the device normalises.
     ///
     /// # Errors
     /// As [`ImageTower::embed_raw`]; also where the preprocessor makes crops of another size.
@@ -374,8 +374,8 @@ impl ImageTower {
         normalised(raw, self.config.width())
     }
 
-    /// As [`ImageTower::embed`], for a device whose results cannot be waited for on the thread that asks, as in a
-    /// browser.
+    /// As [`ImageTower::embed`], for a device whose results cannot be waited for on the thread that asks, as
+    /// in a browser.
     ///
     /// # Errors
     /// As [`ImageTower::embed_raw`], and [`Error::Device`] where the device fails.
@@ -396,12 +396,12 @@ impl ImageTower {
         self.body.trace(pixels, Map::square(self.config.image_size()))
     }
 
-    /// As [`ImageTower::trace`], of images of any size, [batch, 3, height, width]: a convolutional network can look at
-    /// them all.
+    /// As [`ImageTower::trace`], of images of any size, [batch, 3, height, width]: a convolutional network
+    /// can look at them all.
     ///
     /// # Errors
-    /// [`Error::Image`] where the number of values is not a multiple of an image's, where an image is empty, and where the tower is a
-    /// transformer and the size not its own.
+    /// [`Error::Image`] where the number of values is not a multiple of an image's, where an image is empty,
+    /// and where the tower is a transformer and the size not its own.
     pub fn trace_sized(&self, pixels: &[f32], height: usize, width: usize) -> Result<Vec<Step>> {
         let own = self.config.image_size();
         if matches!(self.config, ImageConfig::Vit(_)) && (height, width) != (own, own) {

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData as BurnData};
 use half::slice::HalfFloatSliceExt;
 
 use crate::kernels::{PackedMatrix, Sequence};
-use crate::ops::{Linear, Norm, PackedLinear, PackedProjections, Projections};
+use crate::ops::{Linear, Norm, PackedLinear, PackedProjections, Projections, joined};
 use crate::weights::{Codes, Quantised, TensorData, TensorSource};
 use crate::{ErnieConfig, Error, Result, VitConfig};
 
@@ -46,8 +46,8 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Whether layers are packed. In a module for JavaScript they always are, so that the compiler leaves out of the download
-    /// what makes others.
+    /// Whether layers are packed. In a module for JavaScript they always are, so that the compiler leaves out
+    /// of the download what makes others.
     fn is_packed(&self) -> bool {
         cfg!(feature = "web") || self.layers == Layers::Packed
     }
@@ -260,11 +260,10 @@ impl Loader<'_> {
         if target.layers == Layers::Apart {
             return Ok(Projections::Apart(parts));
         }
-        let weights = parts.iter().map(|part| part.weight.val()).collect();
-        let biases = parts.iter().filter_map(|part| Some(part.bias.as_ref()?.val()));
+        let (weight, bias) = joined(&parts);
         Ok(Projections::Together(nn::Linear {
-            weight: Param::from_tensor(Tensor::cat(weights, 1)),
-            bias: Some(Param::from_tensor(Tensor::cat(biases.collect(), 0))),
+            weight: Param::from_tensor(weight),
+            bias: bias.map(Param::from_tensor),
         }))
     }
 

@@ -1,9 +1,9 @@
 //! The image tower, the text tower, and the dual encoder that owns one of each.
 //!
-//! A tower's sizes come from its configuration and its weights from any
-//! [`TensorSource`]. On the CPU it runs on the kernels of
-//! [`crate::kernels`]; on every other device, and wherever [`Engine::Burn`] is asked for, as a Burn module.
-//! Both compute the same, and both leave out what the embedding does not depend on:
+//! A tower's sizes come from its configuration and its weights from any [`TensorSource`]. A transformer is
+//! one Burn module over operations, which the kernels of this crate implement on the CPU, and Burn on every
+//! other device and wherever [`Engine::Burn`] is asked for. Both compute the same, and both leave out what
+//! the embedding does not depend on:
 //!
 //! - in the last block only the first token's row is computed after keys and values;
 //! - captions are computed at their true length;
@@ -21,7 +21,7 @@ mod text;
 mod transformer;
 mod vit;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 
 pub use efficientnet::EfficientNet;
 pub use ernie::Ernie;
@@ -43,7 +43,7 @@ use crate::ops::How;
 pub use crate::ops::{Attention, BurnOptions, BurnPrecision, Step};
 use crate::vectors::Embeddings;
 use crate::weights::TensorSource;
-use crate::{Error, ModelConfig, Result};
+use crate::{ModelConfig, Result};
 
 /// Which implementation runs a tower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -107,15 +107,6 @@ impl Engine {
             Self::Burn(options) => options,
         }
     }
-}
-
-/// As [`host_values`], without blocking.
-async fn host_values_async<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    let data = tensor.into_data_async().await;
-    let data = data.map_err(|error| Error::Device(error.to_string()))?;
-    Ok(data
-        .try_into_vec_as::<f32>()
-        .expect("a float tensor reads as f32"))
 }
 
 fn normalised(raw: Vec<f32>, width: usize) -> Result<Embeddings> {

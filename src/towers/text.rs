@@ -9,15 +9,16 @@ use super::ernie::Ernie;
 use super::gpu::GpuErnie;
 use super::image::Later;
 use super::load::{Layered, Loader, Words, WordsOnDevice};
-use super::{Engine, host_values_async, normalised};
+use super::{Engine, normalised};
 #[cfg(feature = "wgpu")]
 use crate::gpu::Gpu;
-use crate::ops::{How, Layout, Pass, Step, Trace, host_values, narrowed, to};
+use crate::ops::{How, Layout, Pass, Step, Trace, host_values, host_values_async, narrowed, to};
 use crate::vectors::Embeddings;
 use crate::weights::{self, Dtype, TensorSource};
 use crate::{ErnieConfig, Error, Result};
 
-/// What computes a text tower, from checked captions without padding; as [`ImageBody`](super::image::ImageBody).
+/// What computes a text tower, from checked captions without padding; as
+/// [`ImageBody`](super::image::ImageBody).
 pub(super) trait TextBody: Send + Sync {
     fn embed(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<f32>>;
 
@@ -61,8 +62,8 @@ impl ErnieOnDevice {
         to(self.module.forward(embedded, layout, &mut pass), FloatDType::F32)
     }
 
-    /// Captions without padding between them, their words looked up on the host: every step but attention works on single
-    /// rows, and attention knows where each caption ends.
+    /// Captions without padding between them, their words looked up on the host: every step but attention
+    /// works on single rows, and attention knows where each caption ends.
     fn ragged(&self, words: &Words, captions: &[&[u32]], trace: Trace<'_>) -> Tensor<2> {
         let width = words.width();
         let mut rows = Vec::with_capacity(captions.iter().map(|c| c.len()).sum::<usize>() * width);
@@ -176,8 +177,9 @@ impl TextBody for ErnieOnDevice {
     }
 }
 
-/// A caption's tokens, with what ERNIE 2.0 is told of each beside its id. The embeddings of this project's models
-/// count positions from 0 and have all types 0; this is for comparison with other implementations.
+/// A caption's tokens, with the position and the types that ERNIE 2.0 receives for each beside its id. The
+/// models of this project count positions from 0 and have all types 0. This is for comparison with other
+/// implementations.
 #[derive(Debug, Clone, Copy)]
 pub struct TypedCaption<'a> {
     /// The tokens' ids.
@@ -289,8 +291,8 @@ impl TextTower {
         normalised(self.embed_raw(captions)?, self.config.width)
     }
 
-    /// As [`TextTower::embed`], for a device whose results cannot be waited for on the thread that asks, as in a
-    /// browser.
+    /// As [`TextTower::embed`], for a device whose results cannot be waited for on the thread that asks, as
+    /// in a browser.
     ///
     /// # Errors
     /// As [`TextTower::forward`], and [`Error::Device`] where the device fails.
@@ -313,11 +315,11 @@ impl TextTower {
         self.body.trace(&self.words, &captions)
     }
 
-    /// As [`TextTower::trace`], of one caption of which more is said than its ids.
+    /// As [`TextTower::trace`], of one caption with its own positions and types.
     ///
     /// # Errors
-    /// As [`TextTower::forward`]; [`Error::Text`] also where a list has another length than `ids`, or an entry that
-    /// the model's table has no row for.
+    /// As [`TextTower::forward`]; [`Error::Text`] also where a list has another length than `ids`, or an
+    /// entry that the model's table has no row for.
     pub fn trace_typed(&self, caption: &TypedCaption<'_>) -> Result<Vec<Step>> {
         let types = [
             (

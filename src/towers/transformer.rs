@@ -42,8 +42,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Rows `[rows, width]` to the row of each sequence's first token, `[sequences, width]`: all that an embedding is made
-    /// of. In the last block only the first rows are computed after keys and values.
+    /// Rows `[rows, width]` to the row of each sequence's first token, `[sequences, width]`: all that an
+    /// embedding is made of. In the last block only the first rows are computed after keys and values.
     pub(super) fn forward(
         &self,
         mut x: Tensor<2>,

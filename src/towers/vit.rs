@@ -16,7 +16,8 @@ pub(crate) const PATCH_EMBED: &str = "visual.patch_embed.proj.weight";
 /// A vision transformer.
 #[derive(Module, Debug)]
 pub struct Vit {
-    /// `[3 * patch * patch, width]`, without a bias: a convolution whose stride is its size is a matmul with the patches.
+    /// `[3 * patch * patch, width]`, without a bias: a convolution whose stride is its size is a matmul with
+    /// the patches.
     patch_embed: Linear,
     /// `[1, 1, width]`
     class_embedding: Param<Tensor<3>>,

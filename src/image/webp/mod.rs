@@ -1,10 +1,10 @@
 //! WebP as OpenCV reads it, which is by libwebp.
 //!
-//! The `image-webp` crate sees a file of nothing but a lossy frame. Its own look through the file (0.2.4) refuses an
-//! extended header that promises metadata which is absent, and does not compare the sizes of header and frame before
-//! it reserves memory. Its lossless decoder panics at a prefix code whose check wraps (lengths of 1, 1, 1, 2, 3, ...,
-//! 14, 15, 15) and takes up to 260 bytes of memory for each byte of a file, so lossless frames and alpha have a
-//! decoder of their own (`lossless`).
+//! The `image-webp` crate sees a file of nothing but a lossy frame. Its own look through the file (0.2.4)
+//! refuses an extended header that promises metadata which is absent, and does not compare the sizes of
+//! header and frame before it reserves memory. Its lossless decoder panics at a prefix code whose check wraps
+//! (lengths of 1, 1, 1, 2, 3, ..., 14, 15, 15) and takes up to 260 bytes of memory for each byte of a file,
+//! so lossless frames and alpha have a decoder of their own (`lossless`).
 
 mod lossless;
 

@@ -73,7 +73,7 @@ fn last_of(shape: &Shape) -> usize {
     shape[shape.num_dims() - 1]
 }
 
-/// What the attention and its way back are asked for.
+/// What the attention and its backward pass are computed of.
 #[derive(Debug, Clone)]
 struct Attention {
     qkv: Host,

@@ -1,6 +1,7 @@
 //! The host's tensors as rows, and memory that is used again.
 //!
-//! Fresh memory costs a page fault every 4 KiB, which at these sizes takes as long as the arithmetic of a normalisation.
+//! Fresh memory costs a page fault every 4 KiB, which at these sizes takes as long as the arithmetic of a
+//! normalisation.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -30,8 +31,8 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<Quad>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Floats from one row to the next.
-pub(super) fn stride(width: usize) -> usize {
+/// Floats from one row to the next in memory of our own.
+fn stride(width: usize) -> usize {
     width.next_multiple_of(LINE) + LINE
 }
 
@@ -65,18 +66,19 @@ fn give_back(memory: Vec<Quad>) {
     });
 }
 
-/// Where a tensor's rows are in its memory.
+/// Where rows are in their memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Place {
-    rows: usize,
-    width: usize,
-    stride: usize,
+pub(super) struct Place {
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    /// Floats from one row to the next.
+    pub(super) stride: usize,
     start: usize,
 }
 
 impl Place {
-    /// Of a tensor of single precision whose last dimension is contiguous, and whose others are rows that are equally far
-    /// apart.
+    /// Of a tensor of single precision whose last dimension is contiguous, and whose others are rows that are
+    /// equally far apart.
     fn of(tensor: &Host) -> Option<Self> {
         let layout = tensor.layout();
         let width = *layout.shape().iter().next_back()?;
@@ -105,9 +107,7 @@ impl Place {
 /// A tensor that is read.
 pub(super) struct Values {
     tensor: Host,
-    place: Place,
-    pub(super) rows: usize,
-    pub(super) width: usize,
+    pub(super) place: Place,
 }
 
 impl Values {
@@ -120,12 +120,7 @@ impl Values {
                 (tensor, place)
             }
         };
-        Self {
-            tensor,
-            place,
-            rows: place.rows,
-            width: place.width,
-        }
+        Self { tensor, place }
     }
 
     /// Whether two tensors are the same rows of the same memory.
@@ -135,7 +130,7 @@ impl Values {
     }
 
     pub(super) fn rows(&self) -> Rows<'_> {
-        self.rows_from(0, self.rows)
+        self.rows_from(0, self.place.rows)
     }
 
     /// `count` rows from `first` on.
@@ -170,10 +165,7 @@ fn recycle(tensor: Host) {
 /// Rows that are written.
 pub(super) struct Owned {
     memory: Memory,
-    pub(super) rows: usize,
-    pub(super) width: usize,
-    pub(super) stride: usize,
-    start: usize,
+    pub(super) place: Place,
 }
 
 enum Memory {
@@ -189,10 +181,12 @@ impl Owned {
         let (memory, start) = take(rows * stride);
         Self {
             memory: Memory::Fresh(memory),
-            rows,
-            width,
-            stride,
-            start,
+            place: Place {
+                rows,
+                width,
+                stride,
+                start,
+            },
         }
     }
 
@@ -204,10 +198,7 @@ impl Owned {
         match Place::of(&tensor) {
             Some(place) if tensor.is_unique() => Ok(Self {
                 memory: Memory::Tensor(tensor),
-                rows: place.rows,
-                width: place.width,
-                stride: place.stride,
-                start: place.start,
+                place,
             }),
             _ => Err(tensor),
         }
@@ -217,8 +208,8 @@ impl Owned {
     pub(super) fn from_tensor(tensor: Host) -> Self {
         Self::in_place(tensor).unwrap_or_else(|tensor| {
             let values = Values::of(tensor);
-            let mut copy = Self::new(values.rows, values.width);
-            let (from, apart) = (values.rows(), copy.stride);
+            let mut copy = Self::new(values.place.rows, values.place.width);
+            let (from, apart) = (values.rows(), copy.place.stride);
             for (i, row) in copy.values_mut().chunks_mut(apart).enumerate() {
                 row[..from.width].copy_from_slice(from.row(i));
             }
@@ -232,7 +223,7 @@ impl Owned {
             Memory::Fresh(quads) => bytemuck::cast_slice(quads),
             Memory::Tensor(tensor) => tensor.storage(),
         };
-        &all[self.start..]
+        &all[self.place.start..]
     }
 
     /// All values, from the first row on.
@@ -241,25 +232,25 @@ impl Owned {
             Memory::Fresh(quads) => bytemuck::cast_slice_mut(quads),
             Memory::Tensor(tensor) => tensor.storage_mut(),
         };
-        &mut all[self.start..]
+        &mut all[self.place.start..]
     }
 
     pub(super) fn rows(&self) -> Rows<'_> {
-        self.first(self.rows)
+        self.first(self.place.rows)
     }
 
     pub(super) fn rows_mut(&mut self) -> RowsMut<'_> {
-        self.first_mut(self.rows)
+        self.first_mut(self.place.rows)
     }
 
     /// The first `rows` rows.
     pub(super) fn first(&self, rows: usize) -> Rows<'_> {
-        Rows::new(self.values(), rows, self.width, self.stride)
+        Rows::new(self.values(), rows, self.place.width, self.place.stride)
     }
 
     /// The first `rows` rows.
     pub(super) fn first_mut(&mut self, rows: usize) -> RowsMut<'_> {
-        let (width, stride) = (self.width, self.stride);
+        let Place { width, stride, .. } = self.place;
         RowsMut::new(self.values_mut(), rows, width, stride)
     }
 
@@ -270,9 +261,14 @@ impl Owned {
             Memory::Fresh(quads) => {
                 let shape = Shape::from([4 * quads.len()]);
                 let data = TensorData::from_bytes(Bytes::from_elems(quads), shape, DType::F32);
-                let rows = Host::from_data(data).narrow(0, self.start, self.rows * self.stride);
-                rows.reshape(Shape::from([self.rows, self.stride]))
-                    .narrow(1, 0, self.width)
+                let Place {
+                    rows,
+                    width,
+                    stride,
+                    start,
+                } = self.place;
+                let all = Host::from_data(data).narrow(0, start, rows * stride);
+                all.reshape(Shape::from([rows, stride])).narrow(1, 0, width)
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The operations on the host's memory, by [`crate::kernels`], as an extension of Burn's Flex backend.
 //!
-//! For inference: weights were packed when they were loaded, and what is no longer needed is used again (`memory`). What an
-//! operation returns has rows that are a cache line further apart than they are wide, since rows a power of two apart fall
-//! into the same few cache sets.
+//! For inference: weights were packed when they were loaded, and what is no longer needed is used again
+//! (`memory`). What an operation returns has rows that are a cache line further apart than they are wide,
+//! since rows a power of two apart fall into the same few cache sets.
 
 #[cfg(feature = "train")]
 pub(super) mod gradients;
@@ -19,7 +19,7 @@ use crate::kernels::{
     self, Activation, AttentionShape, LayerNorm, RowsMut, Sequence, for_each_chunk, patches, row_block,
     threads,
 };
-use memory::{Owned, Values, stride};
+use memory::{Owned, Place, Values};
 
 type Dispatch = burn::backend::Dispatch;
 type Host = FloatTensor<Flex>;
@@ -133,7 +133,8 @@ pub(super) fn first_rows(x: Tensor<2>, sequences: Arc<[Sequence]>) -> Tensor<2> 
     ))
 }
 
-/// Pixels `[batch, 3, size, size]` to rows: of each image the class token and the patches, each with its position added.
+/// Pixels `[batch, 3, size, size]` to rows: of each image the class token and the patches, each with its
+/// position added.
 pub(super) fn tokens(
     pixels: Tensor<4>,
     layer: Layer,
@@ -182,8 +183,8 @@ fn alone<T>(pass: impl FnOnce() -> T) -> T {
 /// Cuts `items` into runs that one thread takes through the tower alone, and a rest that all threads take
 /// together: returns the length of a run and the number of runs. `rows` is what one item comes to.
 ///
-/// A thread on its own waits for no other and keeps its activations in its cache. The rest is what would leave threads
-/// idle.
+/// A thread on its own waits for no other and keeps its activations in its cache. The rest is what would
+/// leave threads idle.
 pub(crate) fn runs(items: usize, rows: usize) -> (usize, usize) {
     /// Below this a thread would spend its time waiting for the weights.
     const LEAST_ROWS: usize = 96;
@@ -198,8 +199,8 @@ pub(crate) fn runs(items: usize, rows: usize) -> (usize, usize) {
     (share / rounds, rounds * threads)
 }
 
-/// Computes `items` outputs of `width` values each, `rows` being what one item comes to in a tower: `pass` receives the
-/// first item and the number of items.
+/// Computes `items` outputs of `width` values each, `rows` being what one item comes to in a tower: `pass`
+/// receives the first item and the number of items.
 pub(crate) fn in_runs(
     items: usize,
     rows: usize,
@@ -224,7 +225,7 @@ pub(crate) fn in_runs(
 impl HostOps for Flex {
     fn host_linear(x: Host, layer: Layer, activation: Activation) -> Host {
         let x = Values::of(x);
-        let mut output = Owned::new(x.rows, layer.weight.columns());
+        let mut output = Owned::new(x.place.rows, layer.weight.columns());
         kernels::linear(
             x.rows(),
             &layer,
@@ -262,7 +263,12 @@ impl HostOps for Flex {
             }
             false => (Some(Values::of(x)), Owned::from_tensor(residual)),
         };
-        let (rows, width, apart) = (output.rows, output.width, output.stride);
+        let Place {
+            rows,
+            width,
+            stride: apart,
+            ..
+        } = output.place;
         let hidden_width = up.weight.columns();
         // One thread takes a block of rows through both layers, while the hidden values are in its cache.
         let block = if parallel { rows } else { row_block(rows) };
@@ -312,7 +318,7 @@ impl HostOps for Flex {
             }
             Err(x) => {
                 let x = Values::of(x);
-                let mut output = Owned::new(x.rows, x.width);
+                let mut output = Owned::new(x.place.rows, x.place.width);
                 norm.forward(x.rows(), &mut output.rows_mut(), parallel());
                 output.into_tensor()
             }
@@ -330,7 +336,7 @@ impl HostOps for Flex {
         let x = Values::of(x);
         let (query_width, value_width) = (shape.query_width(), shape.value_width());
         let [query, key_value] = &*layers;
-        let mut keys_values = Owned::new(x.rows, query_width + value_width);
+        let mut keys_values = Owned::new(x.place.rows, query_width + value_width);
         let none = Activation::None;
         kernels::linear(
             x.rows(),
@@ -347,7 +353,7 @@ impl HostOps for Flex {
         let input = firsts.as_ref().map_or_else(|| x.rows(), Owned::rows);
         let mut queries = Owned::new(input.rows, query_width);
         kernels::linear(input, query, &mut queries.rows_mut(), none, false, parallel);
-        let mut output = Owned::new(queries.rows, value_width);
+        let mut output = Owned::new(queries.place.rows, value_width);
         kernels::attention(
             &shape,
             &sequences,
@@ -379,7 +385,7 @@ impl HostOps for Flex {
         let (tokens, values) = (positions.len() / width, 3 * size * size);
         let mut cut = Owned::new(tokens - 1, layer.weight.depth());
         let mut output = Owned::new(batch * tokens, width);
-        let (apart, cut_apart) = (output.stride, cut.stride);
+        let (apart, cut_apart) = (output.place.stride, cut.place.stride);
         for (i, pixels) in pixels
             .storage::<f32>()
             .chunks_exact(values)
@@ -403,7 +409,12 @@ impl HostOps for Flex {
 
     fn host_tanh(x: Host) -> Host {
         let mut x = Owned::from_tensor(x);
-        let (rows, width, apart) = (x.rows, x.width, x.stride);
+        let Place {
+            rows,
+            width,
+            stride: apart,
+            ..
+        } = x.place;
         for row in x.values_mut().chunks_mut(apart).take(rows) {
             for value in &mut row[..width] {
                 *value = value.tanh();
@@ -415,8 +426,9 @@ impl HostOps for Flex {
 
 /// The first row of each sequence.
 fn gather(x: &Values, sequences: &[Sequence]) -> Owned {
-    let mut output = Owned::new(sequences.len(), x.width);
-    let (rows, width, apart) = (x.rows(), x.width, stride(x.width));
+    let width = x.place.width;
+    let mut output = Owned::new(sequences.len(), width);
+    let (rows, apart) = (x.rows(), output.place.stride);
     for (sequence, out) in sequences.iter().zip(output.values_mut().chunks_mut(apart)) {
         out[..width].copy_from_slice(rows.row(sequence.query));
     }

@@ -277,8 +277,8 @@ fn dropout() {
     let mask = constant(factors, [rows, width]);
     let got = on_threads(|| {
         run::<2, 2>(&inputs, &[], |x, _| {
-            let dropped = super::drop_out(x[1].clone(), drop, true);
-            super::add_drop_out(x[0].clone(), dropped, drop, true)
+            let dropped = super::drop_out(x[1].clone(), drop);
+            super::add_drop_out(x[0].clone(), dropped, drop)
         })
     });
     let expected = run::<2, 2>(&inputs, &[], |x, _| {

@@ -193,7 +193,7 @@ impl GpuEfficientNet {
                 let mut of_image = Vec::new();
                 let mut watch = Watch {
                     gpu,
-                    observe: Trace::new("visual", steps.is_some().then_some(&mut of_image)),
+                    trace: Trace::new("visual", steps.is_some().then_some(&mut of_image)),
                 };
                 work.image.write(gpu, 0, pixels);
                 self.image(&mut recorder, work, map, i, &mut watch);
@@ -241,10 +241,10 @@ impl GpuEfficientNet {
         watch.rows(recorder, "stem", &work.x, map.pixels(), channels);
         for (i, block) in self.blocks.iter().enumerate() {
             watch
-                .observe
+                .trace
                 .enter(format_args!("block{}.{}", block.of.stage, block.of.index));
             map = block.forward(recorder, work, map, watch);
-            watch.observe.leave();
+            watch.trace.leave();
             channels = block.of.output;
             let next = self.blocks.get(i + 1);
             if next.is_none_or(|next| next.of.stage > block.of.stage) {
@@ -266,7 +266,7 @@ impl GpuEfficientNet {
         watch.rows(recorder, "head", &work.next, pixels, features);
         work.parts.reserve(gpu, Recorder::mean_parts(pixels) * features);
         recorder.mean(&work.next, [pixels, features], &work.parts, (&work.pooled, row));
-        if watch.observe.is_on() {
+        if watch.trace.is_on() {
             // Alone, and not behind those of the images before.
             work.mean.reserve(gpu, features);
             recorder.mean(&work.next, [pixels, features], &work.parts, (&work.mean, 0));
