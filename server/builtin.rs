@@ -1,4 +1,5 @@
-//! The model that a command works with: a folder, or the small model "scenes" for a first run without any file.
+//! The model that a command works with: a folder, or the small model "scenes" for a first run without any
+//! file.
 
 use anyhow::Result;
 use ernie_vil::ModelConfig;
@@ -8,8 +9,8 @@ use ernie_vil::native::{DeviceOptions, Model, Towers};
 
 use crate::cli;
 
-/// Loads both towers of the model that the command line names, or the built-in one where it names none, of which
-/// it says so.
+/// Loads both towers of the model that the command line names, or the built-in one where it names none, of
+/// which it says so.
 pub fn load(model: &cli::ModelArg, devices: &[DeviceOptions], global: &cli::Global) -> Result<Model> {
     match &model.model {
         Some(folder) => Ok(Model::open(folder, Towers::BOTH, devices)?),

@@ -47,36 +47,10 @@ impl Progress {
         Self { bar, unit }
     }
 
-    /// Says how many there will be, where it is known.
-    pub fn set_total(&self, total: Option<u64>) {
-        self.bar.set_style(style(self.unit, total.is_some()));
-        match total {
-            Some(total) => self.bar.set_length(total),
-            None => self.bar.unset_length(),
-        }
-    }
-
-    /// Starts counting from here, as where an earlier run's part is taken over: what is done
-    /// already counts neither for the rate nor for the time left.
-    pub fn start_at(&self, done: u64) {
-        self.bar.set_position(done);
-        self.bar.reset_eta();
-    }
-
-    /// Counts `more`.
-    pub fn add(&self, more: u64) {
-        self.bar.inc(more);
-    }
-
     /// How many were counted.
     #[cfg(test)]
     pub fn done(&self) -> u64 {
         self.bar.position()
-    }
-
-    /// Shows a word on the present state behind the label, such as why it waits.
-    pub fn note(&self, note: impl Into<String>) {
-        self.bar.set_message(note.into());
     }
 
     /// Writes a line above the bar, or where there is none to stderr.
@@ -94,19 +68,26 @@ impl Progress {
 
 impl native::Progress for Progress {
     fn set_total(&self, total: Option<u64>) {
-        self.set_total(total);
+        self.bar.set_style(style(self.unit, total.is_some()));
+        match total {
+            Some(total) => self.bar.set_length(total),
+            None => self.bar.unset_length(),
+        }
     }
 
+    /// What is done already counts neither for the rate nor for the time left.
     fn start_at(&self, done: u64) {
-        self.start_at(done);
+        self.bar.set_position(done);
+        self.bar.reset_eta();
     }
 
     fn add(&self, more: u64) {
-        self.add(more);
+        self.bar.inc(more);
     }
 
+    /// Shows it behind the label.
     fn note(&self, note: &str) {
-        self.note(note);
+        self.bar.set_message(note.to_owned());
     }
 }
 
@@ -143,6 +124,7 @@ mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
+    use ernie_vil::native::Progress as _;
     use indicatif::TermLike;
 
     use super::*;

@@ -2,8 +2,8 @@
 //! a file that grows beyond the limit on sizes.
 //!
 //! A page of a mapped file that the file has no more, or that its disk cannot give, raises SIGBUS in
-//! whichever thread touches it. The handler here says which file that was and ends with exit code 1. The library
-//! knows the mappings ([`ernie_vil::native::mapping`]).
+//! whichever thread touches it. The handler here says which file that was and ends with exit code 1. The
+//! library knows the mappings ([`ernie_vil::native::mapping`]).
 
 #[cfg(unix)]
 pub use unix::prepare;

@@ -4,8 +4,9 @@
 //!
 //! `cargo xtask fuzz mutate [TARGET] [SECONDS]` changes files for longer.
 //!
-//! This is a program of its own: the targets' allocator counts the memory of all threads together, and ends the
-//! process where an input takes too much. Tests of anything else beside it would be counted and ended with it.
+//! This is a program of its own: the targets' allocator counts the memory of all threads together, and ends
+//! the process where an input takes too much. Tests of anything else beside it would be counted and ended
+//! with it.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -9,7 +9,7 @@ use ernie_vil::native::folder::{
     CONFIG, IMAGE, LARGEST_CONFIG, LARGEST_VOCAB, MANIFEST, TEXT, VOCAB, parse_weights, read_config,
     read_manifest, tower_file,
 };
-use ernie_vil::native::{atomic_file, input};
+use ernie_vil::native::{Progress as _, atomic_file, input};
 use ernie_vil::text::Tokenizer;
 use ernie_vil::weights::{
     Bits, Dtype, HashingWriter, Manifest, ManifestFile, Renamed, SafetensorsFile, Shard, TEMPERATURE,

@@ -11,7 +11,7 @@ use ernie_vil::native::folder::{LARGEST_CONFIG, LARGEST_VOCAB, parse_weights};
 use ernie_vil::native::input::{self, Input};
 use ernie_vil::native::pipeline::{self, OnError, Options, Times};
 use ernie_vil::native::spool::{Job, Kept, Spool};
-use ernie_vil::native::{DeviceOptions, Model};
+use ernie_vil::native::{DeviceOptions, Model, Progress as _};
 use ernie_vil::pairs::{PairReader, count_rows};
 use ernie_vil::text_file::text;
 use ernie_vil::vectors::{NpyWriter, OutWriter, SafetensorsWriter};

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use ernie_vil::native::Model;
 use ernie_vil::native::input::{self, Input};
 use ernie_vil::native::model::ranks;
 use ernie_vil::native::pipeline::{self, Options, Times};
+use ernie_vil::native::{Model, Progress as _};
 use ernie_vil::pairs::{PairReader, count_rows};
 use ernie_vil::recall::Report;
 use ernie_vil::vectors::{Embeddings, Pairs};

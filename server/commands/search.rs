@@ -13,7 +13,7 @@ use ernie_vil::native::atomic_file::beside;
 use ernie_vil::native::images::ImageLimits;
 use ernie_vil::native::index_file::{self, FOLDER, IndexFile, Kind, Opened};
 use ernie_vil::native::pictures::{self, Listing, name_of_id};
-use ernie_vil::native::{Error, Model, input};
+use ernie_vil::native::{Error, Model, Progress as _, input};
 use rayon::prelude::*;
 use serde_json::json;
 

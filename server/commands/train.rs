@@ -15,7 +15,7 @@ use ernie_vil::native::folder::{
 use ernie_vil::native::images::ImageLimits;
 use ernie_vil::native::model::ranks;
 use ernie_vil::native::pipeline::{self, OnError, Options, Times};
-use ernie_vil::native::{self, Model, input};
+use ernie_vil::native::{self, Model, Progress as _, input};
 use ernie_vil::pairs::PairReader;
 use ernie_vil::recall::{self, Report};
 use ernie_vil::text::Tokenizer;
@@ -289,7 +289,7 @@ impl<'a> Run<'a> {
                 let rate = done as f64 / start.elapsed().as_secs_f64();
                 metrics.write(train_metric(&report, &names, rate))?;
                 progress.add(1);
-                progress.note(format!("loss {:.4}{recall}", report.loss));
+                progress.note(&format!("loss {:.4}{recall}", report.loss));
                 let is_last = report.step == self.steps;
                 if let (Some(path), Some(file)) = (&config.validation_file, &self.validation)
                     && (is_last || report.step % validate_every == 0)

@@ -17,8 +17,8 @@ const UNIT: usize = 1 << 10;
 /// An answer that takes no more than this is short.
 const SHORT: usize = 64 << 10;
 
-/// The memory that a request's body was counted for. What works on something that was read from the body has a share, and
-/// the last one gives it back, whether the client is still there or not.
+/// The memory that a request's body was counted for. What works on something that was read from the body has
+/// a share, and the last one gives it back, whether the client is still there or not.
 pub type Held = Arc<Vec<OwnedSemaphorePermit>>;
 
 pub struct Memory {

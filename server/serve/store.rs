@@ -1,4 +1,5 @@
-//! The index that the server searches in, on the disk as [`index_file`](ernie_vil::native::index_file) keeps it.
+//! The index that the server searches in, on the disk as [`index_file`](ernie_vil::native::index_file) keeps
+//! it.
 //!
 //! One thread makes all changes. It takes what is waiting together, appends it to the log, brings the log to the disk
 //! once for all of it, and only then changes the index in memory and answers. What was acknowledged is therefore

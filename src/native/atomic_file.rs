@@ -50,8 +50,8 @@ impl AtomicFile {
     /// Opens what an earlier run left, or an empty file where there is nothing, at its start.
     ///
     /// # Errors
-    /// Where it cannot be opened, where another process writes it, and where something has the target's name that is no
-    /// plain file.
+    /// Where it cannot be opened, where another process writes it, and where something has the target's name
+    /// that is no plain file.
     pub fn resume(target: &Path) -> Result<Self> {
         let target = follow(target)?;
         if let Some(folder) = target.parent() {
@@ -391,15 +391,7 @@ fn allocate(file: &File, from: u64, length: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
+    use crate::native::names_in as names;
 
     #[test]
     fn appears_when_committed() {

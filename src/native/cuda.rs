@@ -1,7 +1,8 @@
 //! Whether an NVIDIA card can be used, before Burn is asked for it, which would end the program where it cannot; and where
 //! the kernels are kept that are compiled for it.
 //!
-//! The one environment variable that is read here is CUDA's own: Burn finds CUDA's headers by `CUDA_PATH` itself.
+//! The one environment variable that is read here is CUDA's own: Burn finds CUDA's headers by `CUDA_PATH`
+//! itself.
 
 use std::ffi::c_int;
 use std::path::PathBuf;

@@ -41,7 +41,8 @@ impl Device {
         matches!(self, Self::Wgpu | Self::Cuda(_))
     }
 
-    /// The device that this one stands for: `auto` is a graphics card where there is one, and the CPU otherwise.
+    /// The device that this one stands for: `auto` is a graphics card where there is one, and the CPU
+    /// otherwise.
     pub fn chosen(self) -> Self {
         match self {
             #[cfg(feature = "wgpu")]
@@ -106,8 +107,8 @@ impl fmt::Display for Device {
     }
 }
 
-/// Precision of the weights on a device and of what is multiplied with them. Normalisations and sums stay in single
-/// precision.
+/// Precision of the weights on a device and of what is multiplied with them. Normalisations and sums stay in
+/// single precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceDtype {
     /// Single precision; on a card that wgpu finds, as the model's files have it.
@@ -155,8 +156,8 @@ impl From<Device> for DeviceOptions {
     }
 }
 
-/// The graphics card, which all towers share. Where it is asked for by name a program may stand in for one, which is
-/// slow.
+/// The graphics card, which all towers share. Where it is asked for by name a program may stand in for one,
+/// which is slow.
 #[cfg(feature = "wgpu")]
 pub(crate) fn gpu(device: Device) -> crate::Result<Gpu> {
     static GPU: OnceLock<crate::Result<Gpu>> = OnceLock::new();

@@ -8,9 +8,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, with the places where it happened around it.
 ///
-/// As with other errors, `{}` shows the outermost message only and [`source`](std::error::Error::source) leads to
-/// the next one; `{:#}` shows all of them in one line, with colons between. [`Error::root`] is the innermost one,
-/// by whose variant a program can tell what happened.
+/// As with other errors, `{}` shows the outermost message only and [`source`](std::error::Error::source)
+/// leads to the next one; `{:#}` shows all of them in one line, with colons between. [`Error::root`] is the
+/// innermost one, by whose variant a program can tell what happened.
 ///
 /// ```
 /// use ernie_vil::native::{Error, input};

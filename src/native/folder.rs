@@ -81,7 +81,8 @@ impl Deref for TowerFile {
     }
 }
 
-/// Opens the file `name` of a folder ([`IMAGE`] or [`TEXT`]), be it there whole or in shards. Large files are mapped.
+/// Opens the file `name` of a folder ([`IMAGE`] or [`TEXT`]), be it there whole or in shards. Large files are
+/// mapped.
 ///
 /// # Errors
 /// Where one of the files cannot be read.

@@ -240,7 +240,8 @@ impl IndexFile {
     /// hold now; it may have what the records say already.
     ///
     /// # Errors
-    /// Where they cannot be written, of which nothing is left then, or the files are no longer those that were opened.
+    /// Where they cannot be written, of which nothing is left then, or the files are no longer those that
+    /// were opened.
     pub fn append(&mut self, records: &[u8], index: &EmbeddingIndex) -> Result<()> {
         if records.is_empty() {
             return Ok(());
@@ -376,7 +377,8 @@ impl IndexFile {
     /// Saves the index under its name and empties the log.
     ///
     /// # Errors
-    /// Where it cannot be written; nothing is lost then. And where the files are no longer those that were opened.
+    /// Where it cannot be written; nothing is lost then. And where the files are no longer those that were
+    /// opened.
     pub fn fold(&mut self, index: &EmbeddingIndex) -> Result<()> {
         self.fold_where(index, |_| true)
     }

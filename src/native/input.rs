@@ -72,7 +72,8 @@ pub fn open_regular(path: &Path) -> Result<File> {
     open_file(path)
 }
 
-/// Opens an input that is read more than once: of a stream, a copy in a file in the folder `temporary` that has no name.
+/// Opens an input that is read more than once: of a stream, a copy in a file in the folder `temporary` that
+/// has no name.
 ///
 /// # Errors
 /// Those of [`open`], and those of reading the stream and of writing its copy.

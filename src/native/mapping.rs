@@ -1,9 +1,9 @@
 //! Mapped files, for the handler of a signal that would end the process without a word.
 //!
-//! A page of a mapped file that the file has no more, or that its disk cannot give, raises SIGBUS in whichever thread
-//! touches it. This library installs no handler, since signals belong to the program. One that wants to say what
-//! happened before it ends asks [`file_at`] for the file in which the address lies. The mappings are in a table of
-//! atomics, since a handler may neither lock nor allocate.
+//! A page of a mapped file that the file has no more, or that its disk cannot give, raises SIGBUS in
+//! whichever thread touches it. This library installs no handler, since signals belong to the program. One
+//! that wants to say what happened before it ends asks [`file_at`] for the file in which the address lies.
+//! The mappings are in a table of atomics, since a handler may neither lock nor allocate.
 
 #[cfg(unix)]
 pub(crate) use unix::Watch;
@@ -106,12 +106,12 @@ mod unix {
         pub length_now: Option<u64>,
     }
 
-    /// Gives the mapped file in which an address lies to `say`; nothing where no mapping is known there. It may be called
-    /// in the handler of a signal: it neither locks nor allocates.
+    /// Gives the mapped file in which an address lies to `say`; nothing where no mapping is known there. It
+    /// may be called in the handler of a signal: it neither locks nor allocates.
     ///
     /// # Safety
-    /// What is mapped there has to stay so until `say` has returned, as it does while a thread that reads it is in the
-    /// handler of the signal that this raised.
+    /// What is mapped there has to stay so until `say` has returned, as it does while a thread that reads it
+    /// is in the handler of the signal that this raised.
     pub unsafe fn file_at<T>(address: usize, say: impl FnOnce(MappedFile<'_>) -> T) -> Option<T> {
         let slot = slot_of(address)?;
         let name = slot.name.load(Ordering::Relaxed);

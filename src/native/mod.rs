@@ -1,9 +1,9 @@
-//! What a program around the library does with files, threads and the network: model folders, pipelines, indexes on
-//! the disk, folders of pictures, downloads.
+//! What a program around the library does with files, threads and the network: model folders, pipelines,
+//! indexes on the disk, folders of pictures, downloads.
 //!
-//! Nothing here prints, draws or ends the process, and no environment variable is read unless the caller says so (but
-//! `CUDA_PATH`, which Burn reads as well). Progress is reported by a trait ([`Progress`]) or a function of the
-//! caller's. Errors are an [`Error`], with the path or the address in front.
+//! Nothing here prints, draws or ends the process, and no environment variable is read unless the caller says
+//! so (but `CUDA_PATH`, which Burn reads as well). Progress is reported by a trait ([`Progress`]) or a
+//! function of the caller's. Errors are an [`Error`], with the path or the address in front.
 //!
 //! | module | for |
 //! | --- | --- |
@@ -39,3 +39,14 @@ pub use device::{Device, DeviceDtype, DeviceOptions};
 pub use error::{Error, Result};
 pub use model::{Model, Towers};
 pub use progress::Progress;
+
+/// The names in a folder, in order.
+#[cfg(test)]
+fn names_in(folder: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}

@@ -61,11 +61,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads towers of a model folder onto devices, of which there has to be at least one. Large files are mapped, and may not
-    /// change meanwhile.
+    /// Loads towers of a model folder onto devices, of which there has to be at least one. Large files are
+    /// mapped, and may not change meanwhile.
     ///
     /// # Errors
-    /// Where a file is missing, is not as the manifest says or is not valid, and where a device cannot be used.
+    /// Where a file is missing, is not as the manifest says or is not valid, and where a device cannot be
+    /// used.
     pub fn open(folder: &Path, towers: Towers, devices: &[DeviceOptions]) -> Result<Self> {
         ensure!(!devices.is_empty(), "no device, expected at least one");
         let config = read_config(folder)?;
@@ -108,8 +109,8 @@ impl Model {
         })
     }
 
-    /// Makes a model of parts that are in memory, on at least one device: the bytes of the vocabulary, and the weights of the image and of the text
-    /// tower.
+    /// Makes a model of parts that are in memory, on at least one device: the bytes of the vocabulary, and
+    /// the weights of the image and of the text tower.
     ///
     /// # Errors
     /// Where a part is not valid, and where a device cannot be used.
@@ -174,8 +175,8 @@ impl Model {
         tower.context("the text tower is not loaded")
     }
 
-    /// Runs batches of these sizes twice on a device, captions in every length, so that little is prepared during the work:
-    /// kernels are compiled and tried out, and the calling thread's memory is taken.
+    /// Runs batches of these sizes twice on a device, captions in every length, so that little is prepared
+    /// during the work: kernels are compiled and tried out, and the calling thread's memory is taken.
     ///
     /// # Errors
     /// Those of [`embed_images`](Self::embed_images) and [`embed_captions`](Self::embed_captions).
@@ -279,8 +280,8 @@ pub fn encoder(
     }
 }
 
-/// The ranks of pairs: by Burn on the model's device where that is what computes there, and on the host otherwise. Also says
-/// where.
+/// The ranks of pairs: by Burn on the model's device where that is what computes there, and on the host
+/// otherwise. Also says where.
 ///
 /// # Errors
 /// Those of [`recall::ranks`].

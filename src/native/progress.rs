@@ -1,7 +1,7 @@
 //! How far work has come, for whoever draws it.
 
-/// Is told how far work has come. Nothing needs to be done about any of it, so every function does nothing by
-/// default, and `()` takes no notice at all.
+/// Receives reports of how far work has come. By default each function does nothing, and `()` ignores all
+/// reports.
 ///
 /// ```
 /// use std::cell::Cell;

@@ -1,5 +1,5 @@
-//! The small model "scenes", trained on drawn pictures, and the pairs that it is tested with: for a first run without
-//! any file. It shows that everything works, not how well ERNIE-ViL 2.0 retrieves.
+//! The small model "scenes", trained on drawn pictures, and the pairs that it is tested with: for a first run
+//! without any file. It shows that everything works, not how well ERNIE-ViL 2.0 retrieves.
 //!
 //! ```no_run
 //! use ernie_vil::native::{Device, scenes};

@@ -152,7 +152,8 @@ impl Spool {
     /// [`may_replace`](Self::may_replace) says from now on.
     ///
     /// # Errors
-    /// Where the files cannot be written, another run has them open, or with `resume` they are of another job.
+    /// Where the files cannot be written, another run has them open, or with `resume` they are of another
+    /// job.
     pub fn open(output: &Path, job: Job, resume: bool, overwrite: bool) -> Result<Self> {
         let (path, state_path) = Self::paths(output);
         let mut state = None;

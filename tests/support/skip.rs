@@ -3,11 +3,12 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 
-/// Names the file that gets a line for each test that was skipped. `cargo xtask test` sets it, as test runners hide
-/// what a passing test prints.
+/// Names the file that gets a line for each test that was skipped. `cargo xtask test` sets it, as test
+/// runners hide what a passing test prints.
 const FILE: &str = "ERNIE_VIL_SKIPPED_TESTS";
 
-/// Records that the calling test is skipped. The test returns right after it: `return skipped("there is no curl")`.
+/// Records that the calling test is skipped. The test returns right after it: `return skipped("there is no
+/// curl")`.
 #[allow(dead_code, reason = "with few features no test can be skipped")]
 pub fn skipped(reason: impl std::fmt::Display) {
     report("SKIPPED", &reason.to_string());

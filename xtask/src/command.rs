@@ -97,8 +97,8 @@ pub fn run(command: &mut Command) -> Result<(), String> {
     }
 }
 
-/// Names the file in which tests record that they are skipped, to the tests (`tests/support/skip.rs`). What they print
-/// is hidden by the test runners where they pass.
+/// Names the file in which tests record that they are skipped, to the tests (`tests/support/skip.rs`). What
+/// they print is hidden by the test runners where they pass.
 const SKIPPED_TESTS: &str = "ERNIE_VIL_SKIPPED_TESTS";
 
 /// Shows a command that runs tests and runs it, and counts the tests that it and they themselves report.

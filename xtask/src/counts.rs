@@ -33,8 +33,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Takes what a test runner counted and what tests recorded. The runner counts a skipped test as passed, since it
-    /// returned.
+    /// Takes what a test runner counted and what tests recorded. The runner counts a skipped test as passed,
+    /// since it returned.
     pub fn new(counts: Counts, recorded: &str) -> Self {
         let skips = skips(recorded);
         let whole = skips.iter().filter(|skip| skip.whole).count() as u64;
@@ -53,8 +53,8 @@ impl Report {
     }
 }
 
-/// The skips in the lines that tests recorded, by the tests' names. A test may record more than one, as it runs its
-/// parts: it counts once, with the first reason.
+/// The skips in the lines that tests recorded, by the tests' names. A test may record more than one, as it
+/// runs its parts: it counts once, with the first reason.
 fn skips(recorded: &str) -> Vec<Skip> {
     let mut skips: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
     for line in recorded.lines() {

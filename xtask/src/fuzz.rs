@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: random bytes for the parsers, and valid files that were changed by their structure.
 //!
 //! With `mutate` in front it needs no fuzzer: `tests/fuzz_targets.rs` then changes the files that a fuzzer
-//! starts from for as long as it is told.
+//! starts from, for the given time.
 
 use std::fs;
 use std::io;

@@ -132,8 +132,8 @@ fn set_up(dry_run: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Installs the browser and a software driver for Vulkan where that needs nobody's password. Where it fails, the
-/// tests with them are left out, which the summary says.
+/// Installs the browser and a software driver for Vulkan where that needs nobody's password. Where it fails,
+/// the tests with them are left out, which the summary says.
 fn install_packages(dry_run: bool) {
     let is_root =
         std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);

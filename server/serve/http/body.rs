@@ -72,7 +72,8 @@ async fn read_body(app: &App, request: Request) -> Result<(Bytes, Held), ApiErro
     };
     let read = tokio::time::timeout(app.options.read_timeout, read).await;
     let read = read.unwrap_or(Err(ApiError::BodyTimeout));
-    // A client that still sends does not see the answer, and a connection that is closed while bytes come in is reset.
+    // A client that still sends does not see the answer, and a connection that is closed while bytes come in
+    // is reset.
     if matches!(
         read,
         Err(ApiError::TooLarge(_) | ApiError::MediaType | ApiError::Encoded(_) | ApiError::Busy { .. })

@@ -1,5 +1,5 @@
-//! HTTP: addresses and what they lead to. [`middleware`] has the keys, [`body`] the limits of requests, [`endpoints`]
-//! what each address does, and [`answer`] the forms of responses.
+//! HTTP: addresses and what they lead to. [`middleware`] has the keys, [`body`] the limits of requests,
+//! [`endpoints`] what each address does, and [`answer`] the forms of responses.
 
 mod answer;
 mod body;

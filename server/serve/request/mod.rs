@@ -1,7 +1,8 @@
 //! The bodies of requests: bytes in, checked values or a [`Problem`] out.
 //!
-//! A body becomes a tree with a bounded number of nodes first, so that its memory follows from its length and the
-//! limits, and then what an endpoint takes, with the path of each value in the messages: `input[2].image`.
+//! A body becomes a tree with a bounded number of nodes first, so that its memory follows from its length and
+//! the limits, and then what an endpoint takes, with the path of each value in the messages:
+//! `input[2].image`.
 
 mod item;
 pub mod text;

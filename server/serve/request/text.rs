@@ -1,5 +1,5 @@
-//! What a text stands for: a caption, an image in base64 or as a data URI, or something that is refused, such as an
-//! address or the name of a file.
+//! What a text stands for: a caption, an image in base64 or as a data URI, or something that is refused, such
+//! as an address or the name of a file.
 
 use ernie_vil::Error;
 
@@ -39,7 +39,8 @@ fn is_address(text: &str) -> bool {
             .is_some_and(|(scheme, _)| is_scheme(scheme))
 }
 
-/// Images are never fetched: a server that opens addresses for its clients opens those inside its own network too.
+/// Images are never fetched: a server that opens addresses for its clients opens those inside its own network
+/// too.
 pub(super) fn refuse_address(text: &str, path: &str) -> Result<()> {
     if is_address(text) {
         return Err(Problem {

@@ -8,8 +8,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use super::item::items;
 use super::{Item, K, Limits, MOST_K, Problem, Result, at, quoted};
 
-/// The fields of an object. What is left over nobody asked for, and is no error at the top: clients of OpenAI's
-/// interface send fields that mean nothing here.
+/// The fields of an object. What is left over nobody asked for, and is no error at the top: clients of
+/// OpenAI's interface send fields that mean nothing here.
 pub(super) struct Fields(pub(super) Vec<(String, Node)>);
 
 impl Fields {

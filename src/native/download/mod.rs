@@ -118,8 +118,8 @@ impl Download {
         self.proxy = ureq::Proxy::try_from_env();
     }
 
-    /// Fetches the file. What has arrived stays for the next run where this one fails. The calling thread waits between
-    /// two attempts.
+    /// Fetches the file. What has arrived stays for the next run where this one fails. The calling thread
+    /// waits between two attempts.
     ///
     /// # Errors
     /// Names the URL. Broken connections, silence and the statuses 408, 429 and 5xx are tried

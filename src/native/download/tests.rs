@@ -13,9 +13,10 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::native::atomic_file::{AtomicFile, beside};
+use crate::native::names_in as names;
 
-/// An HTTP server of the test's own: one request a connection, answered by a function that is
-/// told the request's number, from 0, and its head. It stops when it is dropped.
+/// An HTTP server of the test's own: one request a connection, answered by a function that
+/// receives the request's number, from 0, and its head. It stops when it is dropped.
 struct Server {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
@@ -108,15 +109,6 @@ fn message(download: &Download) -> String {
     let message = format!("{:#}", run(download).unwrap_err());
     let context = format!("downloading {}: ", download.url);
     message.strip_prefix(&context).expect("names the URL").to_owned()
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// The target is there, is `bytes`, and nothing else lies beside it.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 /// can stay as they are.
 const ESCAPED: &str = "//";
 
-/// A path as a text. Where it is not UTF-8 its bytes are percent-encoded behind two slashes. `None` where the system's
-/// names are no bytes and it is not Unicode.
+/// A path as a text. Where it is not UTF-8 its bytes are percent-encoded behind two slashes. `None` where the
+/// system's names are no bytes and it is not Unicode.
 pub fn name_of(path: &Path) -> Option<String> {
     if let Some(name) = path.to_str() {
         return Some(name.to_owned());

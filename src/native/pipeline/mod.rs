@@ -1,10 +1,10 @@
 //! Pairs to vectors: one thread reads, all cores decode and preprocess, the devices compute, and what comes out is in
 //! order.
 //!
-//! The stages work at the same time on batches that follow each other, with at most two finished batches between
-//! two of them, so memory is bounded by a few batches. All devices take their batches from one queue, each when it is
-//! free. An image that stands in several rows behind one another, as those of AIC-ICC do with five captions each, is
-//! decoded and embedded once.
+//! The stages work at the same time on batches that follow each other, with at most two finished batches
+//! between two of them, so memory is bounded by a few batches. All devices take their batches from one queue,
+//! each when it is free. An image that stands in several rows behind one another, as those of AIC-ICC do with
+//! five captions each, is decoded and embedded once.
 //!
 //! ```no_run
 //! use std::fs::File;
@@ -109,8 +109,8 @@ pub struct Options {
 /// messages.
 ///
 /// # Errors
-/// Those of `sink`, of which the first one ends the run, and where the input cannot be read, a device fails, or with
-/// [`OnError::Stop`] a row cannot be read. Batches before that are complete.
+/// Those of `sink`, of which the first one ends the run, and where the input cannot be read, a device fails,
+/// or with [`OnError::Stop`] a row cannot be read. Batches before that are complete.
 pub fn run<R: BufRead + Send, E: From<Error>>(
     model: &Model,
     reader: PairReader<R>,

@@ -207,7 +207,8 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
                                 return;
                             }
                         }
-                        // Whether a removal that is not acknowledged was made is open, so nothing is expected of it then.
+                        // Whether a removal that is not acknowledged was made is open, so nothing is expected
+                        // of it then.
                         expected.lock().unwrap().remove(&name(0));
                         let body = json!({"ids": [name(0)]}).to_string();
                         match request(address, "DELETE", "/v1/index", &json, body.as_bytes()) {
@@ -253,7 +254,8 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
 
 #[test]
 fn searches_and_changes_at_once_do_not_wait_for_each_other() {
-    // A search that takes another one while it waits would stand behind a change that stands behind the first.
+    // A search that takes another one while it waits would stand behind a change that stands behind the
+    // first.
     let server = Server::start(&["--threads", "2"]);
     let items = |from: usize| -> Value {
         let item = |i: usize| json!({"id": i.to_string(), "embedding": vector(i)});

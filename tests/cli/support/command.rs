@@ -18,8 +18,8 @@ pub fn command(args: &[impl AsRef<OsStr>]) -> Command {
     command
 }
 
-/// Removes standard input and the settings that are in the environment of the tests, and leaves the repository, so
-/// that no demo page is found that was built there.
+/// Removes standard input and the settings that are in the environment of the tests, and leaves the
+/// repository, so that no demo page is found that was built there.
 pub fn clean(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ERNIE_VIL_")) {
         command.env_remove(name);

@@ -1,5 +1,5 @@
-//! The memory that a task takes. Each thread counts its own, so that tests on other threads do not disturb it; what
-//! is measured here starts no thread.
+//! The memory that a task takes. Each thread counts its own, so that tests on other threads do not disturb
+//! it; what is measured here starts no thread.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -51,8 +51,8 @@ pub fn message_with_code<T: Debug>(code: &str, result: Result<T>) -> String {
     error.to_string()
 }
 
-/// Returns vectors of whole numbers from -2 to 2: every order of summation gives the same score, and many scores
-/// tie.
+/// Returns vectors of whole numbers from -2 to 2: every order of summation gives the same score, and many
+/// scores tie.
 pub fn whole_numbers(rows: usize, dimensions: usize, seed: u64) -> Embeddings {
     let mut state = seed;
     let values = (0..rows * dimensions).map(|_| {
