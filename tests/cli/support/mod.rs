@@ -19,7 +19,7 @@ mod server;
 pub use command::{
     BINARY, clean, command, convert, failure, finish, remarks, run, success, text, wait_at_most,
 };
-pub use drawn::{black_png, black_pnm};
+pub use drawn::{black_png, black_pnm, clear_png};
 pub use folder::Folder;
 #[cfg(unix)]
 pub use folder::make_fifo;
