@@ -5,9 +5,9 @@ use serde::Serialize;
 use super::limits::{blocks, epsilon, image_size, size};
 use crate::{Error, Result};
 
-/// The sizes of an EfficientNet ([`crate::towers::ImageTower`]): those of the paper's smallest network, scaled
-/// by two multipliers (Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural
-/// Networks").
+/// The sizes of an EfficientNet ([`crate::towers::ImageTower`]): those of the paper's smallest network,
+/// scaled by two multipliers (Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional
+/// Neural Networks").
 ///
 /// In JSON it is read as an [`ImageConfig`](crate::ImageConfig).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -61,8 +61,8 @@ const STEM: usize = 32;
 const HEAD: usize = 1280;
 /// Channels come in multiples of this.
 const DIVISOR: usize = 8;
-/// How large a multiplier may be: twenty times that of the largest published network. No width then comes near
-/// its limit.
+/// How large a multiplier may be: twenty times that of the largest published network. No width then comes
+/// near its limit.
 const LARGEST_MULTIPLIER: f64 = 100.0;
 
 /// One block of an [`EfficientNetConfig`]: an expansion, a depthwise convolution, squeeze-and-excitation, a

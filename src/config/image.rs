@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{EfficientNetConfig, VitConfig, efficientnet, parameters};
-use crate::{Result, weights};
+use super::{EfficientNetConfig, VitConfig, efficientnet};
+use crate::Result;
 
 /// The image tower: which kind it is, and its sizes.
 ///
@@ -50,11 +50,6 @@ impl ImageConfig {
             Self::Vit(vit) => vit.patches(),
             Self::EfficientNet(net) => net.image_size.div_ceil(32).pow(2),
         }
-    }
-
-    /// Number of the tower's weights.
-    pub fn parameters(&self) -> u64 {
-        parameters(&weights::image_tensors(self))
     }
 
     /// Checks every size.

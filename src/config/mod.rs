@@ -16,9 +16,3 @@ pub use preprocessing::Preprocessing;
 pub use structure::Structure;
 pub use text::{Activation, ErnieConfig};
 pub use vit::VitConfig;
-
-/// Returns the number of values of all `tensors`.
-fn parameters(tensors: &[(String, Vec<usize>)]) -> u64 {
-    let values = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
-    tensors.iter().map(|(_, shape)| values(shape)).sum()
-}

@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::limits::{blocks, epsilon, size};
-use super::parameters;
-use crate::{Result, weights};
+use crate::Result;
 
 /// The activation inside a text block's feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,11 +95,6 @@ impl ErnieConfig {
             task_types: Some(16),
             ..self
         }
-    }
-
-    /// Number of the tower's weights.
-    pub fn parameters(&self) -> u64 {
-        parameters(&weights::text_tensors(self))
     }
 
     /// Checks every size.

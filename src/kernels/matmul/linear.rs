@@ -4,7 +4,8 @@ use super::activation::Activation;
 use super::packed::PackedMatrix;
 use super::product::{Product, product};
 use super::rows::{Rows, RowsMut};
-use crate::kernels::{Buffer, Shared, for_each, threads};
+use crate::kernels::Buffer;
+use crate::kernels::parallel::{Shared, for_each, threads};
 
 /// Rows that one task takes at most: their piece of the left-hand side stays in the second level cache
 /// while the panels pass by. A multiple of every tile's height.

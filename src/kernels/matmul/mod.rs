@@ -17,6 +17,7 @@ pub use activation::Activation;
 pub(crate) use linear::row_block;
 pub use linear::{Linear, linear, matmul};
 pub use packed::PackedMatrix;
+pub(crate) use packed::PackedValues;
 pub(crate) use panels::GROUP;
 pub(super) use panels::Panels;
 pub(super) use product::{Product, product, product_with};

@@ -1,8 +1,8 @@
 //! The right-hand side of a matmul, packed into panels.
 
 use super::panels::{Panels, groups, panel_width};
-use crate::kernels::{Buffer, Shared, for_each};
-use crate::weights::{Bits, Dtype};
+use crate::kernels::Buffer;
+use crate::kernels::parallel::{Shared, for_each};
 
 /// The right-hand side of a product, [depth, columns], stored so that the kernel reads it from front to
 /// back: in panels of as many columns as a tile has, the last one filled up with zeros.
@@ -16,6 +16,17 @@ pub struct PackedMatrix {
     depth: usize,
     columns: usize,
     panel: usize,
+}
+
+/// The kinds of values that a packed matrix is kept as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PackedValues {
+    /// Single precision.
+    F32,
+    /// Whole numbers of eight bits, with scales.
+    Int8,
+    /// Whole numbers of four bits, with scales.
+    Int4,
 }
 
 /// Panels, one behind another.
@@ -133,12 +144,12 @@ impl PackedMatrix {
         }
     }
 
-    /// How the matrix is kept.
-    pub(crate) fn dtype(&self) -> Dtype {
+    /// Returns the kind of values that the matrix is kept as.
+    pub(crate) fn values(&self) -> PackedValues {
         match self.data {
-            Data::F32(_) => Dtype::F32,
-            Data::Int8(..) => Dtype::Quantised(Bits::Int8),
-            Data::Int4(..) => Dtype::Quantised(Bits::Int4),
+            Data::F32(_) => PackedValues::F32,
+            Data::Int8(..) => PackedValues::Int8,
+            Data::Int4(..) => PackedValues::Int4,
         }
     }
 

@@ -5,8 +5,9 @@ use super::registers::{lanes, load_up_to, store_up_to};
 use super::scratch::{Parts, SCRATCH};
 use super::strided::Strided;
 use crate::kernels::dropout::DropoutMask;
+use crate::kernels::parallel::{Shared, for_each};
 use crate::kernels::simd::{Simd, dispatch};
-use crate::kernels::{AttentionShape, Buffer, Shared, for_each, math};
+use crate::kernels::{AttentionShape, Buffer, math};
 
 /// Attention over rows that hold all heads' queries, then all heads' keys, then all heads' values.
 pub struct PackedAttention<'a> {

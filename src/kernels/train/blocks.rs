@@ -1,6 +1,6 @@
 //! Results that are written in blocks of rows, and sums that are taken over these blocks.
 
-use crate::kernels::{Shared, for_each};
+use crate::kernels::parallel::{Shared, for_each};
 
 /// Rows of one task where each row is cheap.
 pub(super) const ROW_BLOCK: usize = 64;

@@ -3,8 +3,8 @@
 use super::blocks::{ROW_BLOCK, filled};
 use super::registers::{load_up_to, store_up_to};
 use crate::kernels::dropout::{DropoutMask, bits};
+use crate::kernels::parallel::{Shared, for_each};
 use crate::kernels::simd::{Simd, dispatch};
-use crate::kernels::{Shared, for_each};
 
 /// Returns x + drop(y), for rows of `width` values.
 pub fn drop_add(x: &[f32], y: &[f32], width: usize, drop: &DropoutMask) -> Vec<f32> {

@@ -6,8 +6,9 @@ use super::registers::{lanes, load_up_to, store_up_to};
 use super::scratch::{Parts, SCRATCH};
 use super::strided::{Strided, tile_height};
 use crate::kernels::matmul::{Panels, Product, product_with};
+use crate::kernels::parallel::{Shared, for_each};
 use crate::kernels::simd::{Simd, dispatch};
-use crate::kernels::{Activation, Buffer, Shared, for_each};
+use crate::kernels::{Activation, Buffer};
 
 /// A linear layer with its activation on rows of `inputs` values.
 pub struct LinearShape {

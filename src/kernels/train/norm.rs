@@ -2,8 +2,8 @@
 
 use super::blocks::{ROW_BLOCK, filled, sum_of_blocks};
 use super::registers::{load_up_to, store_up_to};
+use crate::kernels::parallel::{Shared, for_each};
 use crate::kernels::simd::{Simd, dispatch};
-use crate::kernels::{Shared, for_each};
 
 /// LayerNorm over rows of `scale.len()` values: the result, and each row's mean and inverse deviation.
 pub fn layer_norm(x: &[f32], scale: &[f32], shift: &[f32], epsilon: f32) -> (Vec<f32>, Vec<f32>) {
