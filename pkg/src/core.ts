@@ -19,6 +19,13 @@ export type { Hit, IndexInfo, OpenIndexOptions, SearchOptions } from "./embeddin
 export { Embeddings, ImageEmbeddings } from "./embeddings.js";
 export type { ImageFailure } from "./embeddings.js";
 export { ErnieVil } from "./ernie-vil.js";
+export { ErnieVilError } from "./errors.js";
+export type { ErrorCode } from "./errors.js";
+export type { ModulesOption, WasmOption, WorkerOption } from "./host.js";
+export type { RequestOptions } from "./http.js";
+export type { ImageInput, Pixels } from "./images.js";
+export type { LoadProgress } from "./loader.js";
+export type { Glue, ModuleName, ModuleSource, Tower, WasmInput } from "./module.js";
 export type {
   CancelOptions,
   ClassifyOptions,
@@ -30,13 +37,6 @@ export type {
   ModelInfo,
   ModelSource,
   RecallReport,
-} from "./ernie-vil.js";
-export { ErnieVilError } from "./errors.js";
-export type { ErrorCode } from "./errors.js";
-export type { ModulesOption, WasmOption, WorkerOption } from "./host.js";
-export type { RequestOptions } from "./http.js";
-export type { ImageInput, Pixels } from "./images.js";
-export type { LoadProgress } from "./loader.js";
-export type { Glue, ModuleName, ModuleSource, Tower, WasmInput } from "./module.js";
+} from "./options.js";
 export { serve } from "./serve.js";
 export type { StorageKind } from "./storage.js";

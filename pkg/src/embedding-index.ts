@@ -1,9 +1,10 @@
 import { bytesOf, compact } from "./bytes.js";
 import { Embeddings } from "./embeddings.js";
-import type { CancelOptions, ErnieVil } from "./ernie-vil.js";
+import type { ErnieVil } from "./ernie-vil.js";
 import { ErnieVilError, asError, throwIfAborted } from "./errors.js";
 import { type HostOptions, type ModulesOption, type WasmOption, type WorkerOption, createBackend, isAvailable, postable } from "./host.js";
 import type { IndexState } from "./index-service.js";
+import type { CancelOptions } from "./options.js";
 import type { Backend } from "./protocol.js";
 import { type StorageKind, deleteStore } from "./storage.js";
 

@@ -2,11 +2,12 @@
 
 use serde::Serialize;
 
-use super::{blocks, epsilon, image_size, size};
+use super::limits::{blocks, epsilon, image_size, size};
 use crate::{Error, Result};
 
-/// The sizes of an EfficientNet ([`crate::towers::ImageTower`]): those of the paper's smallest network, scaled by two
-/// multipliers (Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks").
+/// The sizes of an EfficientNet ([`crate::towers::ImageTower`]): those of the paper's smallest network,
+/// scaled by two multipliers (Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional
+/// Neural Networks").
 ///
 /// In JSON it is read as an [`ImageConfig`](crate::ImageConfig).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -60,11 +61,12 @@ const STEM: usize = 32;
 const HEAD: usize = 1280;
 /// Channels come in multiples of this.
 const DIVISOR: usize = 8;
-/// How large a multiplier may be: twenty times that of the largest published network. No width then comes near its
-/// limit.
+/// How large a multiplier may be: twenty times that of the largest published network. No width then comes
+/// near its limit.
 const LARGEST_MULTIPLIER: f64 = 100.0;
 
-/// One block of an [`EfficientNetConfig`]: an expansion, a depthwise convolution, squeeze-and-excitation, a projection.
+/// One block of an [`EfficientNetConfig`]: an expansion, a depthwise convolution, squeeze-and-excitation, a
+/// projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EfficientNetBlock {
     /// The stage that it is in, from 0.
@@ -94,8 +96,8 @@ impl EfficientNetBlock {
     }
 }
 
-/// What a block's convolutions, each with its normalisation, and the two layers of squeeze-and-excitation are called
-/// in timm.
+/// What a block's convolutions, each with its normalisation, and the two layers of squeeze-and-excitation are
+/// called in timm.
 pub(crate) struct BlockTensors {
     pub(crate) expansion: Option<(&'static str, &'static str)>,
     pub(crate) depthwise: (&'static str, &'static str),
@@ -121,8 +123,8 @@ impl EfficientNetBlock {
 }
 
 impl EfficientNetConfig {
-    /// EfficientNet-B5, the image tower of ERNIE-ViL 2.0 Base (CNN), at the 456 px of its paper, up to the pooled
-    /// channels.
+    /// EfficientNet-B5, the image tower of ERNIE-ViL 2.0 Base (CNN), at the 456 px of its paper, up to the
+    /// pooled channels.
     ///
     /// ```
     /// let config = ernie_vil::EfficientNetConfig::b5();
@@ -187,7 +189,8 @@ impl EfficientNetConfig {
         all
     }
 
-    /// A number of channels, scaled: to the nearest multiple of eight that is not smaller by more than a tenth.
+    /// A number of channels, scaled: to the nearest multiple of eight that is not smaller by more than a
+    /// tenth.
     fn channels(&self, base: usize) -> usize {
         let scaled = base as f64 * self.width_multiplier;
         let near = (scaled / DIVISOR as f64 + 0.5).floor() as usize * DIVISOR;

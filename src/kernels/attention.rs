@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use super::buffer::Buffer;
 use super::math;
 use super::matmul::{Activation, Panels, Product, Rows, RowsMut, product_with};
+use super::parallel::{Shared, for_each};
 use super::simd::{Simd, dispatch};
-use super::{Shared, for_each};
 
 /// Queries whose scores are held at a time: with 200 keys they are 40 KiB.
 const QUERY_BLOCK: usize = 48;

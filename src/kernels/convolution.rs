@@ -9,8 +9,8 @@ use std::cell::RefCell;
 use super::buffer::Buffer;
 use super::math;
 use super::matmul::{Activation, Linear, Product, Rows, RowsMut, product};
+use super::parallel::{Shared, for_each};
 use super::simd::{Simd, dispatch};
-use super::{Shared, for_each};
 
 /// The size of an image, or of what became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Normalisations over a row.
 
 use super::matmul::{Rows, RowsMut};
+use super::parallel::{Shared, for_each};
 use super::simd::{Simd, dispatch};
-use super::{Shared, for_each};
 
 /// LayerNorm over the last dimension: (x - mean) / sqrt(variance + epsilon) * scale + shift, with the
 /// biased variance, taken around the mean (not as a difference of squares, which cancels in `f32`).

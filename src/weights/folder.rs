@@ -13,6 +13,7 @@ use super::quantised::{METADATA, Packing, Part};
 use super::{
     Bits, Codes, TensorData, TensorSource, check, count, image_tensors, quoted, text_tensors, weights,
 };
+use crate::kernels::{PackedMatrix, PackedValues};
 use crate::{ErnieConfig, Error, ImageConfig, Preprocessing, Result, json};
 
 /// What a model folder holds beside its manifest, so that damaged files are told from sound ones.
@@ -241,6 +242,17 @@ impl fmt::Display for Dtype {
             Self::Quantised(Bits::Int8) => "int8",
             Self::Quantised(Bits::Int4) => "int4",
         })
+    }
+}
+
+impl PackedMatrix {
+    /// Returns how the matrix is kept.
+    pub(crate) fn dtype(&self) -> Dtype {
+        match self.values() {
+            PackedValues::F32 => Dtype::F32,
+            PackedValues::Int8 => Dtype::Quantised(Bits::Int8),
+            PackedValues::Int4 => Dtype::Quantised(Bits::Int4),
+        }
     }
 }
 

@@ -24,6 +24,7 @@ mod quantised;
 mod random;
 mod source;
 mod stream;
+mod tower_tensors;
 
 pub use folder::{
     Converted, Dtype, HashingWriter, Manifest, ManifestFile, Shard, convert, write_safetensors,
@@ -37,10 +38,9 @@ pub use paddle::Checkpoint;
 pub(crate) use quantised::Codes;
 pub use quantised::{Bits, GROUP, Quantised, quantise_int4, quantise_int8};
 pub use random::RandomWeights;
-pub use source::{
-    SafetensorsFile, TEMPERATURE, TensorData, TensorSource, check, image_tensors, text_tensors,
-};
+pub use source::{SafetensorsFile, TensorData, TensorSource, check};
 pub use stream::TensorStream;
+pub use tower_tensors::{TEMPERATURE, image_tensors, text_tensors};
 
 pub use crate::recognise::recognise;
 use crate::{Error, Result};
