@@ -47,6 +47,7 @@ impl Map {
 }
 
 /// A depthwise convolution: each channel has a kernel of its own. A swish follows.
+#[derive(Clone)]
 pub(crate) struct Depthwise {
     kernel: usize,
     stride: usize,
@@ -98,6 +99,10 @@ impl Depthwise {
             bias: padded,
             row,
         }
+    }
+
+    pub(crate) fn channels(&self) -> usize {
+        self.channels
     }
 
     /// What it makes of an image.

@@ -1,5 +1,7 @@
 //! The operations by Burn's tensor operations.
 
+pub(super) mod convolution;
+
 use burn::tensor::activation::{gelu, relu, sigmoid};
 use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;

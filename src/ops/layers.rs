@@ -7,6 +7,7 @@ use burn::module::{Module, Param};
 use burn::nn;
 use burn::tensor::Tensor;
 
+use super::Convolution;
 use crate::kernels;
 use crate::weights::Dtype;
 
@@ -17,6 +18,8 @@ use crate::weights::Dtype;
 pub enum Linear {
     /// As tensors of the device.
     Dense(nn::Linear),
+    /// As a convolution whose every output is made of one pixel, or of one patch, as it is trained.
+    Convolution(Convolution),
     /// As the host's kernels read it.
     Packed(PackedLinear),
 }
@@ -49,7 +52,7 @@ pub struct PackedProjections {
 
 /// What all clones of a module share.
 #[derive(Clone)]
-struct Shared<T>(Arc<T>);
+pub(super) struct Shared<T>(pub(super) Arc<T>);
 
 impl<T> fmt::Debug for Shared<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,7 +98,7 @@ pub(crate) fn joined(parts: &[nn::Linear]) -> Dense {
 }
 
 /// A layer is of the other kind than the pass that computes it, which the loader rules out.
-fn other_kind() -> ! {
+pub(super) fn other_kind() -> ! {
     unreachable!("weights are packed for the host's kernels, and for nothing else")
 }
 
@@ -125,7 +128,7 @@ impl Linear {
     pub(super) fn packed(&self) -> Arc<kernels::Linear> {
         match self {
             Self::Packed(packed) => packed.layer.0.clone(),
-            Self::Dense(_) => other_kind(),
+            _ => other_kind(),
         }
     }
 
@@ -133,6 +136,12 @@ impl Linear {
     pub(super) fn dense(&self) -> Dense {
         match self {
             Self::Dense(layer) => dense(layer),
+            Self::Convolution(layer) => {
+                let (weight, bias) = layer.folded();
+                let [outputs, inputs, height, width] = weight.dims();
+                let weight = weight.reshape([outputs, inputs * height * width]);
+                (weight.transpose(), Some(bias))
+            }
             Self::Packed(_) => other_kind(),
         }
     }
@@ -140,7 +149,7 @@ impl Linear {
     /// How the weight is kept.
     pub(crate) fn dtype(&self) -> Dtype {
         match self {
-            Self::Dense(_) => Dtype::F32,
+            Self::Dense(_) | Self::Convolution(_) => Dtype::F32,
             Self::Packed(packed) => packed.layer.0.weight.dtype(),
         }
     }

@@ -11,6 +11,7 @@
 //! All values are rows, `[rows, width]`. Which rows belong to which sequence is said by a [`Layout`].
 
 mod composed;
+mod convolution;
 mod dropout;
 #[cfg(feature = "flex")]
 pub(crate) mod host;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 use burn::tensor::{FloatDType, Tensor};
 
+pub(crate) use convolution::{BatchNorm, Convolution, Depthwise, Excitation, Summand};
 #[cfg(feature = "train")]
 pub use dropout::Dropout;
 pub use dropout::DropoutMask;
@@ -188,11 +190,6 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// How Burn's operations compute.
-    pub(crate) fn options(&self) -> BurnOptions {
-        self.how.options
-    }
-
     /// `x` in the precision of what is multiplied.
     pub(crate) fn factor<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         to(x, self.how.options.dtype())
@@ -209,22 +206,29 @@ impl<'a> Pass<'a> {
         if self.how.is_packed() {
             return host::linear(x, layer.packed(), activation);
         }
-        let (weight, bias) = layer.dense();
-        self.dense(x, weight, bias, activation)
+        self.dense(x, layer.dense(), activation, self.how.options)
+    }
+
+    /// As [`Pass::linear`], in single precision: for few rows, and for a tower's last step.
+    pub(crate) fn linear_single(&self, layer: &Linear, x: Tensor<2>, activation: Activation) -> Tensor<2> {
+        if self.how.is_packed() {
+            return self.linear(layer, x, activation);
+        }
+        self.dense(x, layer.dense(), activation, self.how.options.single())
     }
 
     fn dense(
         &self,
         x: Tensor<2>,
-        weight: Tensor<2>,
-        bias: Option<Tensor<1>>,
+        (weight, bias): (Tensor<2>, Option<Tensor<1>>),
         activation: Activation,
+        options: BurnOptions,
     ) -> Tensor<2> {
         #[cfg(feature = "train")]
         if self.how.is_training() {
             return training::linear(x, weight, bias, activation);
         }
-        composed::linear(x, weight, bias, activation, self.how.options)
+        composed::linear(x, weight, bias, activation, options)
     }
 
     /// residual + dropout(x W + b). `name` is that of the summand among the steps.
@@ -352,8 +356,7 @@ impl<'a> Pass<'a> {
         if self.how.is_packed() {
             return host::attend(x, projections.packed(), *shape, layout.sequences(), only_first);
         }
-        let (weight, bias) = projections.dense();
-        let qkv = self.dense(x, weight, bias, Activation::None);
+        let qkv = self.dense(x, projections.dense(), Activation::None, self.how.options);
         let (batch, tokens, key_bias) = layout.padded();
         let [_, width] = qkv.dims();
         let qkv = qkv.reshape([batch, tokens, width]);

@@ -13,12 +13,12 @@ use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use super::Layout;
 
-/// A module with all its weights in this precision, but for its normalisations.
+/// A module with all its weights in this precision, but for its normalisations and its gates.
 pub(crate) fn narrowed<M: Module>(module: M, dtype: FloatDType) -> M {
     match dtype {
         FloatDType::F32 => module,
         _ if cfg!(feature = "web") => module,
-        dtype => module.map(&mut Narrow { dtype, norms: 0 }),
+        dtype => module.map(&mut Narrow { dtype, kept: 0 }),
     }
 }
 
@@ -67,6 +67,17 @@ impl BurnOptions {
             BurnPrecision::Device | BurnPrecision::Single => FloatDType::F32,
             BurnPrecision::F16 => FloatDType::F16,
             BurnPrecision::Bf16 => FloatDType::BF16,
+        }
+    }
+
+    /// The same, but in single precision.
+    pub(super) fn single(self) -> Self {
+        Self {
+            precision: match self.precision {
+                BurnPrecision::Single => BurnPrecision::Single,
+                _ => BurnPrecision::Device,
+            },
+            ..self
         }
     }
 
@@ -165,27 +176,27 @@ fn halves<const D: usize>(x: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
 
 struct Narrow {
     dtype: FloatDType,
-    /// Normalisations that the visitor is inside of.
-    norms: usize,
+    /// Normalisations and gates that the visitor is inside of.
+    kept: usize,
 }
 
 impl Narrow {
-    fn is_norm(container: &str) -> bool {
-        container == "Struct:Norm"
+    fn is_kept(container: &str) -> bool {
+        matches!(container, "Struct:Norm" | "Struct:Excitation")
     }
 }
 
 impl ModuleMapper for Narrow {
     fn enter_module(&mut self, _name: &str, container: &str) {
-        self.norms += usize::from(Self::is_norm(container));
+        self.kept += usize::from(Self::is_kept(container));
     }
 
     fn exit_module(&mut self, _name: &str, container: &str) {
-        self.norms -= usize::from(Self::is_norm(container));
+        self.kept -= usize::from(Self::is_kept(container));
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        match self.norms {
+        match self.kept {
             0 => param.map(|tensor| tensor.cast(self.dtype)),
             _ => param,
         }

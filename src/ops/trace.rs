@@ -2,7 +2,6 @@
 
 use burn::tensor::Tensor;
 
-use crate::kernels::Rows;
 use crate::{Error, Result};
 
 /// What came out of one step of a tower.
@@ -16,6 +15,7 @@ pub struct Step {
     pub values: Vec<f32>,
 }
 
+#[cfg(feature = "wgpu")]
 impl Step {
     /// Appends the rows of one more image to those that are there.
     pub(crate) fn append(all: &mut Vec<Step>, more: Vec<Step>) {
@@ -90,14 +90,6 @@ impl<'a> Trace<'a> {
             shape: shape(),
             values: values(),
         });
-    }
-
-    pub(crate) fn rows(&mut self, name: &str, rows: &Rows<'_>) {
-        self.push(
-            name,
-            || vec![rows.rows, rows.width],
-            || (0..rows.rows).flat_map(|i| rows.row(i).to_vec()).collect(),
-        );
     }
 
     pub(crate) fn tensor<const D: usize>(&mut self, name: &str, tensor: &Tensor<D>) {

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData}
 
 #[cfg(feature = "wgpu")]
 use super::efficientnet::GpuEfficientNet;
-use super::efficientnet::{EfficientNet, HostEfficientNet};
+use super::efficientnet::EfficientNet;
 #[cfg(feature = "wgpu")]
 use super::gpu::GpuVit;
 use super::load::{Layered, Loader};
@@ -52,22 +52,6 @@ pub(super) trait ImageBody: Send + Sync {
 
 /// A future of embeddings.
 pub(super) type Later<'a> = Pin<Box<dyn Future<Output = Result<Vec<f32>>> + 'a>>;
-
-impl ImageBody for HostEfficientNet {
-    fn embed(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
-        let mut output = vec![0.0; batch * self.width()];
-        self.forward(pixels, square(pixels, batch), &mut output);
-        Ok(output)
-    }
-
-    fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
-        Box::pin(async move { self.embed(pixels, batch) })
-    }
-
-    fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>> {
-        Ok(self.forward_observed(pixels, size))
-    }
-}
 
 /// The size of each of `batch` square images.
 pub(super) fn square(pixels: &[f32], batch: usize) -> Map {
@@ -127,9 +111,8 @@ impl ImageModule for Vit {
 }
 
 impl ImageModule for EfficientNet {
-    /// Its weights are multiplied with what the normalisations keep, in single precision.
-    fn narrowed(self, _dtype: FloatDType) -> Self {
-        self
+    fn narrowed(self, dtype: FloatDType) -> Self {
+        narrowed(self, dtype)
     }
 
     fn forward(&self, pixels: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
@@ -137,7 +120,7 @@ impl ImageModule for EfficientNet {
     }
 
     fn sizes(&self) -> (usize, usize) {
-        unreachable!("the host has kernels of its own for convolutional networks")
+        EfficientNet::sizes(self)
     }
 }
 
@@ -253,16 +236,14 @@ impl ImageTower {
         weights::check(source, &weights::image_tensors(&config))?;
         let loader = Loader(source);
         let target = engine.target(device);
-        let body: Box<dyn ImageBody> = match (&config, engine.is_host(device)) {
-            (ImageConfig::Vit(vit), _) => {
+        let body: Box<dyn ImageBody> = match &config {
+            ImageConfig::Vit(vit) => {
                 Box::new(OnDevice::new(Vit::load(&loader, vit, &target)?, device, engine))
             }
-            (ImageConfig::EfficientNet(net), true) => Box::new(HostEfficientNet::load(&loader, net, device)?),
-            (ImageConfig::EfficientNet(net), false) => Box::new(OnDevice::new(
-                EfficientNet::load(&loader, net, device)?,
-                device,
-                engine,
-            )),
+            ImageConfig::EfficientNet(net) => {
+                let net = EfficientNet::load(&loader, net, &target)?;
+                Box::new(OnDevice::new(net, device, engine))
+            }
         };
         Ok(Self {
             config,

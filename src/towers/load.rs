@@ -48,7 +48,7 @@ pub(crate) struct Target {
 impl Target {
     /// Whether layers are packed. In a module for JavaScript they always are, so that the compiler leaves out
     /// of the download what makes others.
-    fn is_packed(&self) -> bool {
+    pub(super) fn is_packed(&self) -> bool {
         cfg!(feature = "web") || self.layers == Layers::Packed
     }
 }

@@ -10,6 +10,7 @@
 //! - on the CPU and by WebGPU the word table stays on the host, and only the rows in use go to the device; a Burn module has
 //!   it on the device, where only ids have to go.
 
+mod convolution;
 mod efficientnet;
 mod ernie;
 #[cfg(feature = "wgpu")]

@@ -4,17 +4,16 @@ use burn::tensor::Device;
 
 #[cfg(feature = "wgpu")]
 use super::efficientnet::GpuEfficientNet;
-use super::efficientnet::HostEfficientNet;
 #[cfg(feature = "wgpu")]
 use super::gpu::{GpuErnie, GpuVit};
 use super::image::{ImageBody, OnDevice};
-use super::load::{Layered, Loader, Words};
+use super::load::{Layered, Loader, Target, Words};
 use super::text::{ErnieOnDevice, TextBody};
 use super::{EfficientNet, Engine, Ernie, ImageTower, TextTower, Vit};
 #[cfg(feature = "wgpu")]
 use crate::gpu::Gpu;
 use crate::weights::{TensorStream, image_tensors, text_tensors};
-use crate::{ErnieConfig, ImageConfig, Result, VitConfig};
+use crate::{ErnieConfig, ImageConfig, Result};
 
 /// An image tower in the making, from the bytes of its safetensors file.
 ///
@@ -59,41 +58,28 @@ impl ImageTowerStream {
     /// # Errors
     /// [`crate::Error::Config`] where a size is out of range.
     pub fn new(config: impl Into<ImageConfig>, device: &Device, engine: Engine) -> Result<Self> {
-        match engine.is_host(device) {
-            true => Self::on_host(config, device),
-            false => Self::on_device(config, device, engine),
-        }
+        let config = config.into();
+        config.validate()?;
+        let parts: Box<dyn Parts<_>> = match &config {
+            ImageConfig::Vit(vit) => {
+                Box::new(OfModule::<Vit>::new(image_tensors(vit), vit, device, engine))
+            }
+            ImageConfig::EfficientNet(net) => Box::new(OfModule::<EfficientNet>::new(
+                image_tensors(net),
+                net,
+                device,
+                engine,
+            )),
+        };
+        Ok(Self::of(parts, config, device))
     }
 
-    /// As [`ImageTowerStream::new`], on this crate's kernels: a program that calls nothing else holds no code of Burn's.
+    /// As [`ImageTowerStream::new`], on the host's kernels.
     ///
     /// # Errors
     /// As [`ImageTowerStream::new`].
     pub fn on_host(config: impl Into<ImageConfig>, device: &Device) -> Result<Self> {
-        let config = config.into();
-        config.validate()?;
-        let parts: Box<dyn Parts<_>> = match &config {
-            ImageConfig::Vit(vit) => Box::new(of_vit(vit, device, Engine::Auto)),
-            ImageConfig::EfficientNet(net) => {
-                Box::new(Arriving::<HostEfficientNet>::new(image_tensors(net), net, device))
-            }
-        };
-        Ok(Self::of(parts, config, device))
-    }
-
-    /// As a Burn module.
-    fn on_device(config: impl Into<ImageConfig>, device: &Device, engine: Engine) -> Result<Self> {
-        let config = config.into();
-        config.validate()?;
-        let parts: Box<dyn Parts<_>> = match &config {
-            ImageConfig::Vit(vit) => Box::new(of_vit(vit, device, engine)),
-            ImageConfig::EfficientNet(net) => Box::new(OfModule {
-                arriving: Arriving::<EfficientNet>::new(image_tensors(net), net, device),
-                device: device.clone(),
-                engine,
-            }),
-        };
-        Ok(Self::of(parts, config, device))
+        Self::new(config, device, Engine::Auto)
     }
 
     /// As [`ImageTowerStream::new`], on a graphics card by this crate's kernels.
@@ -155,11 +141,7 @@ impl TextTowerStream {
     /// # Errors
     /// [`crate::Error::Config`] where a size is out of range.
     pub fn new(config: &ErnieConfig, device: &Device, engine: Engine) -> Result<Self> {
-        let parts = OfModule {
-            arriving: Arriving::<Ernie>::new(text_tensors(config), config, &engine.target(device)),
-            device: device.clone(),
-            engine,
-        };
+        let parts = OfModule::<Ernie>::new(text_tensors(config), config, device, engine);
         Self::of(parts, config, device)
     }
 
@@ -294,11 +276,13 @@ struct OfModule<T: Layered> {
     engine: Engine,
 }
 
-fn of_vit(config: &VitConfig, device: &Device, engine: Engine) -> OfModule<Vit> {
-    OfModule {
-        arriving: Arriving::new(image_tensors(config), config, &engine.target(device)),
-        device: device.clone(),
-        engine,
+impl<T: Layered<Target = Target>> OfModule<T> {
+    fn new(tensors: Vec<(String, Vec<usize>)>, config: &T::Config, device: &Device, engine: Engine) -> Self {
+        Self {
+            arriving: Arriving::new(tensors, config, &engine.target(device)),
+            device: device.clone(),
+            engine,
+        }
     }
 }
 
@@ -332,7 +316,6 @@ macro_rules! parts {
         }
     };
 }
-parts!(HostEfficientNet, ImageBody);
 parts!(Vit, ImageBody, OnDevice);
 parts!(EfficientNet, ImageBody, OnDevice);
 parts!(Ernie, TextBody, ErnieOnDevice);

@@ -107,7 +107,7 @@ impl Trainable {
             image: match &config.image {
                 ImageConfig::Vit(vit) => ImageModule::Vit(Vit::load(&loader, vit, &target)?),
                 ImageConfig::EfficientNet(net) => {
-                    ImageModule::EfficientNet(EfficientNet::load(&loader, net, device)?)
+                    ImageModule::EfficientNet(EfficientNet::load(&loader, net, &target)?)
                 }
             },
             text: Ernie::load(&loader, text, &target)?,

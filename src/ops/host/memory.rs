@@ -31,9 +31,13 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<Quad>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Floats from one row to the next in memory of our own.
+/// Floats from one row to the next in memory of our own: whole cache lines, and no multiple of 512 bytes.
 fn stride(width: usize) -> usize {
-    width.next_multiple_of(LINE) + LINE
+    let lines = width.next_multiple_of(LINE);
+    match lines.is_multiple_of(8 * LINE) {
+        true => lines + LINE,
+        false => lines,
+    }
 }
 
 /// Memory for so many floats from a cache line's start on, of any values; and where that start is.
@@ -123,6 +127,23 @@ impl Values {
         Self { tensor, place }
     }
 
+    /// As [`Values::of`], for kernels that read whole registers: memory goes on behind the last row to the end
+    /// of a cache line.
+    pub(super) fn of_whole_registers(tensor: Host) -> Self {
+        let values = Self::of(tensor);
+        let Place {
+            rows,
+            width,
+            stride,
+            start,
+        } = values.place;
+        let end = start + rows.saturating_sub(1) * stride + width.next_multiple_of(LINE);
+        match end <= values.tensor.storage::<f32>().len() {
+            true => values,
+            false => Self::of(Owned::copy(&values).into_tensor()),
+        }
+    }
+
     /// Whether two tensors are the same rows of the same memory.
     pub(super) fn is_same(a: &Host, b: &Host) -> bool {
         Arc::ptr_eq(&a.data_arc(), &b.data_arc())
@@ -206,15 +227,16 @@ impl Owned {
 
     /// A tensor's own memory, or a copy of it where something else holds that.
     pub(super) fn from_tensor(tensor: Host) -> Self {
-        Self::in_place(tensor).unwrap_or_else(|tensor| {
-            let values = Values::of(tensor);
-            let mut copy = Self::new(values.place.rows, values.place.width);
-            let (from, apart) = (values.rows(), copy.place.stride);
-            for (i, row) in copy.values_mut().chunks_mut(apart).enumerate() {
-                row[..from.width].copy_from_slice(from.row(i));
-            }
-            copy
-        })
+        Self::in_place(tensor).unwrap_or_else(|tensor| Self::copy(&Values::of(tensor)))
+    }
+
+    fn copy(values: &Values) -> Self {
+        let mut copy = Self::new(values.place.rows, values.place.width);
+        let (from, apart) = (values.rows(), copy.place.stride);
+        for (i, row) in copy.values_mut().chunks_mut(apart).take(from.rows).enumerate() {
+            row[..from.width].copy_from_slice(from.row(i));
+        }
+        copy
     }
 
     /// All values, from the first row on.
@@ -252,6 +274,12 @@ impl Owned {
     pub(super) fn first_mut(&mut self, rows: usize) -> RowsMut<'_> {
         let Place { width, stride, .. } = self.place;
         RowsMut::new(self.values_mut(), rows, width, stride)
+    }
+
+    /// `count` rows from `first` on.
+    pub(super) fn some_mut(&mut self, first: usize, count: usize) -> RowsMut<'_> {
+        let Place { width, stride, .. } = self.place;
+        RowsMut::new(&mut self.values_mut()[first * stride..], count, width, stride)
     }
 
     /// `[rows, width]`.

@@ -1,9 +1,10 @@
 //! The operations on the host's memory, by [`crate::kernels`], as an extension of Burn's Flex backend.
 //!
 //! For inference: weights were packed when they were loaded, and what is no longer needed is used again
-//! (`memory`). What an operation returns has rows that are a cache line further apart than they are wide,
-//! since rows a power of two apart fall into the same few cache sets.
+//! (`memory`). What an operation returns has rows whose distance is no multiple of 512 bytes, since rows a
+//! power of two apart fall into the same few cache sets.
 
+pub(super) mod convolution;
 #[cfg(feature = "train")]
 pub(super) mod gradients;
 mod memory;
@@ -185,7 +186,7 @@ fn alone<T>(pass: impl FnOnce() -> T) -> T {
 ///
 /// A thread on its own waits for no other and keeps its activations in its cache. The rest is what would
 /// leave threads idle.
-pub(crate) fn runs(items: usize, rows: usize) -> (usize, usize) {
+fn runs(items: usize, rows: usize) -> (usize, usize) {
     /// Below this a thread would spend its time waiting for the weights.
     const LEAST_ROWS: usize = 96;
     /// Above this the activations would leave the cache.
@@ -201,14 +202,20 @@ pub(crate) fn runs(items: usize, rows: usize) -> (usize, usize) {
 
 /// Computes `items` outputs of `width` values each, `rows` being what one item comes to in a tower: `pass`
 /// receives the first item and the number of items.
+///
+/// What all threads take together they take in parts, for memory's sake: an image of a convolutional network
+/// has hundreds of times the rows of a transformer's.
 pub(crate) fn in_runs(
     items: usize,
     rows: usize,
     width: usize,
     pass: impl Fn(usize, usize) -> Vec<f32> + Sync,
 ) -> Vec<f32> {
+    /// Rows of a part, for each thread: more than those of any item of a usual transformer.
+    const PART_ROWS: usize = 1024;
     let (run, count) = runs(items, rows);
-    if count == 0 {
+    let part = (PART_ROWS * threads() / rows.max(1)).max(1);
+    if count == 0 && items <= part {
         return pass(0, items);
     }
     let mut output = vec![0.0; items * width];
@@ -216,8 +223,8 @@ pub(crate) fn in_runs(
     for_each_chunk(by_one, run * width, |i, output| {
         output.copy_from_slice(&alone(|| pass(i * run, run)));
     });
-    if !together.is_empty() {
-        together.copy_from_slice(&pass(run * count, items - run * count));
+    for (i, output) in together.chunks_mut(part * width).enumerate() {
+        output.copy_from_slice(&pass(run * count + i * part, output.len() / width));
     }
     output
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Mutex;
 
-use super::{block, folded, prefixes};
+use super::{block, prefixes};
 use crate::config::{EfficientNetBlock, EfficientNetConfig};
 use crate::gpu::{Convolution, Epilogue, Gpu, GpuBuffer, GpuLinear, GpuUniform, Part, Recorder};
 use crate::kernels::convolution::Map;
 use crate::ops::{Step, Trace};
+use crate::towers::convolution::folded;
 use crate::towers::gpu::{Watch, check, padded, wait, with_workspace};
 use crate::towers::image::{ImageBody, Later, square};
 use crate::towers::load::{Layered, Loader};
