@@ -84,9 +84,8 @@ impl Layered for EfficientNet {
             let names = [conv, norm].map(|part| format!("{prefix}{part}"));
             Tensors::normalised(names, shape, c.epsilon)
         };
-        let pixelwise = |names, inputs, outputs| {
-            convolution(names, [outputs, inputs, 1, 1]).linear(loader, target)
-        };
+        let pixelwise =
+            |names, inputs, outputs| convolution(names, [outputs, inputs, 1, 1]).linear(loader, target);
         let excitation = |part: &str, inputs, outputs| {
             Tensors::biased(format!("{prefix}{part}"), inputs, outputs).linear(loader, target)
         };

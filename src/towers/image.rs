@@ -4,9 +4,9 @@ use std::pin::Pin;
 
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData};
 
+use super::efficientnet::EfficientNet;
 #[cfg(feature = "wgpu")]
 use super::efficientnet::GpuEfficientNet;
-use super::efficientnet::EfficientNet;
 #[cfg(feature = "wgpu")]
 use super::gpu::GpuVit;
 use super::load::{Layered, Loader};

@@ -1,6 +1,6 @@
 //! The image tower, the text tower, and the dual encoder that owns one of each.
 //!
-//! A tower's sizes come from its configuration and its weights from any [`TensorSource`]. A transformer is
+//! A tower's sizes come from its configuration and its weights from any [`TensorSource`]. A tower is
 //! one Burn module over operations, which the kernels of this crate implement on the CPU, and Burn on every
 //! other device and wherever [`Engine::Burn`] is asked for. Both compute the same, and both leave out what
 //! the embedding does not depend on:

@@ -61,9 +61,7 @@ impl ImageTowerStream {
         let config = config.into();
         config.validate()?;
         let parts: Box<dyn Parts<_>> = match &config {
-            ImageConfig::Vit(vit) => {
-                Box::new(OfModule::<Vit>::new(image_tensors(vit), vit, device, engine))
-            }
+            ImageConfig::Vit(vit) => Box::new(OfModule::<Vit>::new(image_tensors(vit), vit, device, engine)),
             ImageConfig::EfficientNet(net) => Box::new(OfModule::<EfficientNet>::new(
                 image_tensors(net),
                 net,

@@ -33,11 +33,7 @@ pub(crate) trait ConvolutionOps: Backend {
 
     fn host_gate(mean: FloatTensor<Self>, layers: [Layer; 2]) -> FloatTensor<Self>;
 
-    fn host_gated_linear(
-        x: FloatTensor<Self>,
-        gate: FloatTensor<Self>,
-        layer: Layer,
-    ) -> FloatTensor<Self>;
+    fn host_gated_linear(x: FloatTensor<Self>, gate: FloatTensor<Self>, layer: Layer) -> FloatTensor<Self>;
 
     fn host_gated_linear_add(
         x: FloatTensor<Self>,
@@ -120,12 +116,7 @@ impl ConvolutionOps for Flex {
         output.into_tensor()
     }
 
-    fn host_depthwise(
-        x: Host,
-        map: Map,
-        expansion: Option<Layer>,
-        layer: Arc<Depthwise>,
-    ) -> (Host, Host) {
+    fn host_depthwise(x: Host, map: Map, expansion: Option<Layer>, layer: Arc<Depthwise>) -> (Host, Host) {
         let x = Values::of_whole_registers(x);
         let (images, out, channels) = (x.place.rows / map.pixels(), layer.map(map), layer.channels());
         let mut output = Owned::new(images * out.pixels(), channels);

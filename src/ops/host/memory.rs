@@ -1,35 +1,15 @@
-//! The host's tensors as rows, and memory that is used again.
-//!
-//! Fresh memory costs a page fault every 4 KiB, which at these sizes takes as long as the arithmetic of a
-//! normalisation.
+//! The host's tensors as rows, in memory that is used again.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use burn::tensor::{Bytes, DType, Shape, TensorData};
 
 use super::Host;
+use super::free::{self, Quad, give_back};
 use crate::kernels::{Rows, RowsMut};
-
-/// Four floats: Burn takes no memory that is aligned to more.
-#[derive(Clone, Copy)]
-#[repr(C, align(16))]
-struct Quad([f32; 4]);
-
-// SAFETY: four floats without padding, for which all zeros and all other bits are values.
-unsafe impl bytemuck::Zeroable for Quad {}
-// SAFETY: as above.
-unsafe impl bytemuck::Pod for Quad {}
 
 /// Floats of a cache line.
 const LINE: usize = 16;
-
-/// Bytes that a thread keeps at most.
-const KEPT: usize = 96 << 20;
-
-thread_local! {
-    static FREE: RefCell<Vec<Vec<Quad>>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Floats from one row to the next in memory of our own: whole cache lines, and no multiple of 512 bytes.
 fn stride(width: usize) -> usize {
@@ -40,34 +20,12 @@ fn stride(width: usize) -> usize {
     }
 }
 
-/// Memory for so many floats from a cache line's start on, of any values; and where that start is.
+/// Memory for at least so many floats from a cache line's start on, of any values; and where that start is.
 fn take(floats: usize) -> (Vec<Quad>, usize) {
-    let quads = (floats + LINE).div_ceil(4);
-    let memory = FREE.with_borrow_mut(|free| {
-        let fits = |memory: &Vec<Quad>| memory.capacity() >= quads && memory.capacity() <= 2 * quads;
-        let candidates = free.iter().enumerate().filter(|(_, memory)| fits(memory));
-        let best = candidates
-            .min_by_key(|(_, memory)| memory.capacity())
-            .map(|(i, _)| i);
-        let mut memory = match best {
-            Some(i) => free.swap_remove(i),
-            None => Vec::with_capacity(quads),
-        };
-        memory.resize(quads, Quad([0.0; 4]));
-        memory
-    });
+    let memory = free::take((floats + LINE).div_ceil(4));
     let address = memory.as_ptr() as usize / size_of::<f32>();
     let start = address.next_multiple_of(LINE) - address;
     (memory, start)
-}
-
-fn give_back(memory: Vec<Quad>) {
-    FREE.with_borrow_mut(|free| {
-        let kept: usize = free.iter().map(Vec::capacity).sum();
-        if (kept + memory.capacity()) * size_of::<Quad>() <= KEPT {
-            free.push(memory);
-        }
-    });
 }
 
 /// Where rows are in their memory.

@@ -5,6 +5,7 @@
 //! power of two apart fall into the same few cache sets.
 
 pub(super) mod convolution;
+mod free;
 #[cfg(feature = "train")]
 pub(super) mod gradients;
 mod memory;
