@@ -27,6 +27,7 @@ use commands::{bench, classify, convert, download, embed, eval, info, score, sea
 use print::note;
 
 fn main() -> ExitCode {
+    prepare_burn();
     signals::prepare();
     let result = match Cli::try_parse() {
         Ok(cli) => run(cli),
@@ -45,6 +46,16 @@ fn main() -> ExitCode {
             note!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Keeps Burn from what no command asks for. It reads an optimizer's state by way of its default device, which
+/// is a graphics card in a binary that can use one, whether the machine has one or not.
+fn prepare_burn() {
+    const DEFAULT_DEVICE: &str = "BURN_DEVICE";
+    if std::env::var_os(DEFAULT_DEVICE).is_none() {
+        // SAFETY: no other thread has been started.
+        unsafe { std::env::set_var(DEFAULT_DEVICE, "flex") };
     }
 }
 

@@ -33,6 +33,8 @@ pub mod train;
 pub mod vectors;
 #[cfg(all(feature = "web", target_family = "wasm"))]
 pub mod web;
+#[cfg(feature = "webgpu")]
+pub mod webgpu;
 pub mod weights;
 
 #[cfg(test)]

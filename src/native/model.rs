@@ -23,11 +23,11 @@ use super::device::gpu;
 use super::device::{Device, DeviceDtype, DeviceOptions};
 use super::error::{Context, ensure};
 use super::folder::{IMAGE, TEXT, check_sizes, read_config, read_manifest, read_tokenizer, tower_file};
-#[cfg(feature = "wgpu")]
-use crate::gpu::Precision;
 use crate::image::Preprocessor;
 use crate::recall::{self, Ranks};
 use crate::text::Tokenizer;
+#[cfg(feature = "wgpu")]
+use crate::towers::Precision;
 use crate::towers::{Attention, BurnOptions, BurnPrecision, DualEncoder, Engine, ImageTower, TextTower};
 use crate::vectors::Embeddings;
 use crate::weights::{SafetensorsFile, TensorSource};
@@ -268,7 +268,7 @@ pub fn encoder(
                 DeviceDtype::F16 => gpu.with_precision(Precision::Half),
                 DeviceDtype::Tf32 | DeviceDtype::Bf16 => return refused("f32 or f16: WebGPU has no others"),
             };
-            DualEncoder::load_on_gpu(config, image, text, &gpu)
+            DualEncoder::load(config, image, text, gpu.device(), gpu.engine())
         }
         // Those that this binary was built without are refused on the command line.
         _ => match dtype {

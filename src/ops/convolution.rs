@@ -23,6 +23,7 @@ pub struct Convolution {
 }
 
 /// What follows the product of a convolution.
+#[allow(clippy::large_enum_variant, reason = "a tower has few of them")]
 #[derive(Module, Debug)]
 pub enum Summand {
     /// A summand for each output channel.
@@ -57,6 +58,16 @@ enum DepthwiseKept {
     Dense(Convolution),
     /// As the host's kernels read them.
     Packed(PackedDepthwise),
+    /// As the kernels of graphics cards read them.
+    #[cfg(feature = "cube")]
+    Card(CardDepthwise),
+}
+
+#[cfg(feature = "cube")]
+#[derive(Module, Debug)]
+struct CardDepthwise {
+    #[module(skip)]
+    layer: Shared<super::cube::convolution::CardDepthwise>,
 }
 
 #[derive(Module, Debug)]
@@ -111,12 +122,38 @@ impl Depthwise {
         }
     }
 
+    /// A convolution for the kernels of graphics cards, of the weights `[channels, kernel, kernel]`.
+    #[cfg(feature = "cube")]
+    pub(crate) fn on_card(
+        kernel: usize,
+        stride: usize,
+        weight: &[f32],
+        bias: &[f32],
+        device: &burn::tensor::Device,
+    ) -> Self {
+        let layer = super::cube::convolution::CardDepthwise::new(kernel, stride, weight, bias, device);
+        Self {
+            kernel,
+            stride,
+            kept: DepthwiseKept::Card(CardDepthwise { layer: Shared(layer) }),
+        }
+    }
+
+    /// The layer on a card.
+    #[cfg(feature = "cube")]
+    fn card(&self) -> &super::cube::convolution::CardDepthwise {
+        match &self.kept {
+            DepthwiseKept::Card(card) => &card.layer.0,
+            _ => other_kind(),
+        }
+    }
+
     /// The packed layer.
     #[cfg(feature = "flex")]
     fn packed(&self) -> Arc<kernels::Depthwise> {
         match &self.kept {
             DepthwiseKept::Packed(packed) => packed.layer.0.clone(),
-            DepthwiseKept::Dense(_) => other_kind(),
+            _ => other_kind(),
         }
     }
 
@@ -124,7 +161,7 @@ impl Depthwise {
     fn dense(&self) -> (Tensor<4>, Tensor<1>) {
         match &self.kept {
             DepthwiseKept::Dense(convolution) => convolution.folded(),
-            DepthwiseKept::Packed(_) => other_kind(),
+            _ => other_kind(),
         }
     }
 
@@ -149,6 +186,11 @@ impl Pass<'_> {
         #[cfg(feature = "flex")]
         if self.how.is_packed() {
             let rows = super::host::convolution::convolve(pixels, layer.packed(), kernel, stride);
+            return (rows, map);
+        }
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            let rows = super::cube::convolution::convolve(pixels, layer.card(), kernel, stride);
             return (rows, map);
         }
         let (weight, bias) = layer.dense();
@@ -188,6 +230,13 @@ impl Pass<'_> {
             x = self.linear(expansion, x, Activation::Swish);
             self.trace.tensor("expand", &x);
         }
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            let x = super::cube::convolution::depthwise(x, map, layer.card());
+            self.trace.tensor("depthwise", &x);
+            let mean = self.mean(x.clone(), layer.convolved(map));
+            return (x, mean);
+        }
         let (weight, bias) = layer.dense();
         let x = composed::convolution::images(x, map);
         let x = composed::convolution::convolve(x, weight, bias, layer.stride, self.how.options);
@@ -203,6 +252,10 @@ impl Pass<'_> {
         if self.how.is_packed() {
             return super::host::convolution::mean(x, map);
         }
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            return super::cube::convolution::mean(x, map);
+        }
         composed::convolution::mean(to(x, FloatDType::F32), map)
     }
 
@@ -214,6 +267,11 @@ impl Pass<'_> {
             return super::host::convolution::gate(mean, layers);
         }
         let squeezed = self.linear_single(&layers.reduce, mean, Activation::Swish);
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            let expanded = self.linear_single(&layers.expand, squeezed, Activation::None);
+            return super::cube::each(expanded, super::cube::Function::Sigmoid);
+        }
         sigmoid(self.linear_single(&layers.expand, squeezed, Activation::None))
     }
 
@@ -239,6 +297,19 @@ impl Pass<'_> {
                 self.trace.tensor("project", &x);
             }
             return x;
+        }
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            let gated = super::cube::convolution::gated(x, gate);
+            self.trace.tensor("se", &gated);
+            return match residual {
+                Some(residual) => self.linear_add(layer, gated, residual, "project"),
+                None => {
+                    let x = self.linear(layer, gated, Activation::None);
+                    self.trace.tensor("project", &x);
+                    x
+                }
+            };
         }
         let gated = composed::convolution::gated(x, gate);
         self.trace.tensor("se", &gated);

@@ -8,6 +8,8 @@ use burn::nn;
 use burn::tensor::Tensor;
 
 use super::Convolution;
+#[cfg(feature = "cube")]
+use super::cube::CardLayer;
 use crate::kernels;
 use crate::weights::Dtype;
 
@@ -22,6 +24,9 @@ pub enum Linear {
     Convolution(Convolution),
     /// As the host's kernels read it.
     Packed(PackedLinear),
+    /// As the kernels of graphics cards read it.
+    #[cfg(feature = "cube")]
+    Card(CardLinear),
 }
 
 /// The layers of all heads' queries, keys and values.
@@ -34,6 +39,9 @@ pub enum Projections {
     Together(nn::Linear),
     /// As the host's kernels read them.
     Packed(PackedProjections),
+    /// One layer for all, as the kernels of graphics cards read it.
+    #[cfg(feature = "cube")]
+    Card(CardLinear),
 }
 
 /// A layer with its weight packed for the host's kernels.
@@ -48,6 +56,23 @@ pub struct PackedLinear {
 pub struct PackedProjections {
     #[module(skip)]
     layers: Shared<[kernels::Linear; 2]>,
+}
+
+/// A layer with its weight as the kernels of graphics cards read it.
+#[cfg(feature = "cube")]
+#[derive(Module, Debug)]
+pub struct CardLinear {
+    #[module(skip)]
+    layer: Shared<CardLayer>,
+}
+
+#[cfg(feature = "cube")]
+impl CardLinear {
+    pub(crate) fn new(layer: CardLayer) -> Self {
+        Self {
+            layer: Shared(Arc::new(layer)),
+        }
+    }
 }
 
 /// What all clones of a module share.
@@ -99,7 +124,7 @@ pub(crate) fn joined(parts: &[nn::Linear]) -> Dense {
 
 /// A layer is of the other kind than the pass that computes it, which the loader rules out.
 pub(super) fn other_kind() -> ! {
-    unreachable!("weights are packed for the host's kernels, and for nothing else")
+    unreachable!("weights are kept for the implementation that a pass has")
 }
 
 impl Projections {
@@ -112,12 +137,27 @@ impl Projections {
         }
     }
 
+    /// The layer of all three.
+    #[cfg(feature = "cube")]
+    pub(super) fn card(&self) -> &CardLayer {
+        match self {
+            Self::Card(card) => &card.layer.0,
+            _ => other_kind(),
+        }
+    }
+
+    /// Values of the widest row that goes in or comes out, on a card.
+    #[cfg(feature = "cube")]
+    pub(crate) fn widest(&self) -> usize {
+        self.card().widest()
+    }
+
     /// The layers as one.
     pub(super) fn dense(&self) -> Dense {
         match self {
             Self::Together(layer) => dense(layer),
             Self::Apart(parts) => joined(parts),
-            Self::Packed(_) => other_kind(),
+            _ => other_kind(),
         }
     }
 }
@@ -132,6 +172,21 @@ impl Linear {
         }
     }
 
+    /// The layer on a card.
+    #[cfg(feature = "cube")]
+    pub(super) fn card(&self) -> &CardLayer {
+        match self {
+            Self::Card(card) => &card.layer.0,
+            _ => other_kind(),
+        }
+    }
+
+    /// Values of the widest row that goes in or comes out, on a card.
+    #[cfg(feature = "cube")]
+    pub(crate) fn widest(&self) -> usize {
+        self.card().widest()
+    }
+
     /// The weight and the bias.
     pub(super) fn dense(&self) -> Dense {
         match self {
@@ -142,7 +197,7 @@ impl Linear {
                 let weight = weight.reshape([outputs, inputs * height * width]);
                 (weight.transpose(), Some(bias))
             }
-            Self::Packed(_) => other_kind(),
+            _ => other_kind(),
         }
     }
 
@@ -151,6 +206,8 @@ impl Linear {
         match self {
             Self::Dense(_) | Self::Convolution(_) => Dtype::F32,
             Self::Packed(packed) => packed.layer.0.weight.dtype(),
+            #[cfg(feature = "cube")]
+            Self::Card(card) => card.layer.0.dtype(),
         }
     }
 }

@@ -7,11 +7,14 @@
 //! - `host`: by the kernels of this crate on the host's memory, as an extension of Burn's Flex backend. For
 //!   inference the weights were packed when they were loaded; for training each operation has a backward
 //!   pass.
+//! - `cube`: by kernels for graphics cards, as an extension of Burn's CubeCL backend.
 //!
 //! All values are rows, `[rows, width]`. Which rows belong to which sequence is said by a [`Layout`].
 
 mod composed;
 mod convolution;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 mod dropout;
 #[cfg(feature = "flex")]
 pub(crate) mod host;
@@ -23,13 +26,17 @@ pub(crate) mod training;
 
 use std::sync::Arc;
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
 pub(crate) use convolution::{BatchNorm, Convolution, Depthwise, Excitation, Summand};
+#[cfg(feature = "cube")]
+pub use cube::{CardOptions, Precision};
 #[cfg(feature = "train")]
 pub use dropout::Dropout;
 pub use dropout::DropoutMask;
 pub(crate) use dropout::Dropping;
+#[cfg(feature = "cube")]
+pub(crate) use layers::CardLinear;
 pub(crate) use layers::{Linear, Norm, PackedLinear, PackedProjections, Projections, joined};
 pub use options::{Attention, BurnOptions, BurnPrecision};
 pub(crate) use options::{dtype, narrowed, to};
@@ -46,6 +53,12 @@ enum Implementation {
     /// The host's kernels, on weights that were packed.
     #[cfg(feature = "flex")]
     Packed,
+    /// The kernels for graphics cards.
+    #[cfg(feature = "cube")]
+    Card {
+        /// Whether a program stands in for the card.
+        is_software: bool,
+    },
     /// The host's kernels with their backward passes.
     #[cfg(feature = "train")]
     Training,
@@ -68,6 +81,15 @@ impl How {
             implementation: Implementation::Packed,
             options: BurnOptions::default(),
             rows: FloatDType::F32,
+        }
+    }
+
+    /// By the kernels for graphics cards.
+    #[cfg(feature = "cube")]
+    pub(crate) fn card(is_software: bool) -> Self {
+        Self {
+            implementation: Implementation::Card { is_software },
+            ..Self::composed(BurnOptions::default())
         }
     }
 
@@ -103,6 +125,33 @@ impl How {
         false
     }
 
+    /// Whether the kernels for graphics cards run, and if so whether in software.
+    #[cfg(feature = "cube")]
+    pub(crate) fn on_card(self) -> Option<bool> {
+        match self.implementation {
+            Implementation::Card { is_software } => Some(is_software),
+            _ => None,
+        }
+    }
+
+    /// Whether sequences stand behind one another without padding.
+    pub(crate) fn is_ragged(self) -> bool {
+        #[cfg(feature = "cube")]
+        if self.on_card().is_some() {
+            return true;
+        }
+        self.is_packed()
+    }
+
+    /// Sequences that lie so, for the kernels that take them as they are.
+    pub(crate) fn ragged(self, sequences: Vec<Sequence>, device: &Device) -> Layout {
+        Layout::Ragged {
+            #[cfg(feature = "cube")]
+            on_card: (self.on_card()).map(|_| cube::Sequences::new(&sequences, device)),
+            sequences: sequences.into(),
+        }
+    }
+
     /// Whether the host's kernels run, with their backward passes.
     #[cfg(feature = "train")]
     fn is_training(self) -> bool {
@@ -119,8 +168,13 @@ impl How {
 #[allow(clippy::large_enum_variant, reason = "a pass has one of them")]
 #[derive(Debug, Clone)]
 pub(crate) enum Layout {
-    /// Sequences of any lengths without padding between them, for the host's kernels.
-    Ragged(Arc<[Sequence]>),
+    /// Sequences of any lengths without padding between them, for kernels of our own.
+    Ragged {
+        sequences: Arc<[Sequence]>,
+        /// The same on the card that computes.
+        #[cfg(feature = "cube")]
+        on_card: Option<cube::Sequences>,
+    },
     /// `batch` sequences of `tokens` rows each.
     Padded {
         batch: usize,
@@ -132,22 +186,22 @@ pub(crate) enum Layout {
 }
 
 impl Layout {
-    /// `batch` sequences of `tokens` rows each, for the host's kernels.
-    fn equal(batch: usize, tokens: usize) -> Self {
-        let sequence = |i| Sequence {
-            query: i * tokens,
-            queries: tokens,
-            key: i * tokens,
-            keys: tokens,
-        };
-        Self::Ragged((0..batch).map(sequence).collect())
-    }
-
     #[cfg(feature = "flex")]
     fn sequences(&self) -> Arc<[Sequence]> {
         match self {
-            Self::Ragged(sequences) => sequences.clone(),
-            Self::Padded { .. } => unreachable!("the host's kernels are given no padding"),
+            Self::Ragged { sequences, .. } => sequences.clone(),
+            Self::Padded { .. } => unreachable!("kernels of our own are given no padding"),
+        }
+    }
+
+    #[cfg(feature = "cube")]
+    fn on_card(&self) -> &cube::Sequences {
+        match self {
+            Self::Ragged {
+                on_card: Some(sequences),
+                ..
+            } => sequences,
+            _ => unreachable!("a pass on a card makes its own layouts"),
         }
     }
 
@@ -159,7 +213,7 @@ impl Layout {
                 tokens,
                 key_bias,
             } => (*batch, *tokens, key_bias.as_ref()),
-            Self::Ragged(_) => unreachable!("Burn's operations are given padded batches"),
+            Self::Ragged { .. } => unreachable!("Burn's operations are given padded batches"),
         }
     }
 }
@@ -206,12 +260,16 @@ impl<'a> Pass<'a> {
         if self.how.is_packed() {
             return host::linear(x, layer.packed(), activation);
         }
+        #[cfg(feature = "cube")]
+        if let Some(is_software) = self.how.on_card() {
+            return cube::linear(x, layer.card(), activation, is_software);
+        }
         self.dense(x, layer.dense(), activation, self.how.options)
     }
 
     /// As [`Pass::linear`], in single precision: for few rows, and for a tower's last step.
     pub(crate) fn linear_single(&self, layer: &Linear, x: Tensor<2>, activation: Activation) -> Tensor<2> {
-        if self.how.is_packed() {
+        if self.how.is_ragged() {
             return self.linear(layer, x, activation);
         }
         self.dense(x, layer.dense(), activation, self.how.options.single())
@@ -242,6 +300,12 @@ impl<'a> Pass<'a> {
         #[cfg(feature = "flex")]
         if self.how.is_packed() && !self.trace.is_on() {
             return host::linear_add(x, residual, layer.packed());
+        }
+        #[cfg(feature = "cube")]
+        if let Some(is_software) = self.how.on_card()
+            && !self.trace.is_on()
+        {
+            return cube::linear_add(x, residual, layer.card(), is_software);
         }
         let summand = self.linear(layer, x, Activation::None);
         self.trace.tensor(name, &summand);
@@ -301,6 +365,10 @@ impl<'a> Pass<'a> {
         if self.how.is_packed() {
             return host::norm(x, scale, shift, layer.epsilon);
         }
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            return cube::norm(x, scale, shift, layer.epsilon);
+        }
         #[cfg(feature = "train")]
         if self.how.is_training() {
             return training::layer_norm(x, scale, shift, layer.epsilon);
@@ -323,6 +391,10 @@ impl<'a> Pass<'a> {
         if self.how.is_packed() {
             return host::tokens(pixels, layer.packed(), class, positions, patch);
         }
+        #[cfg(feature = "cube")]
+        if let Some(is_software) = self.how.on_card() {
+            return cube::tokens(pixels, layer.card(), class, positions, patch, is_software);
+        }
         let [_, tokens, width] = positions.dims();
         let patches = composed::patches(self.factor(pixels), patch);
         let batch = patches.dims()[0] / (tokens - 1);
@@ -338,6 +410,10 @@ impl<'a> Pass<'a> {
         #[cfg(feature = "flex")]
         if self.how.is_packed() {
             return host::tanh(x);
+        }
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            return cube::each(x, cube::Function::Tanh);
         }
         to(x, FloatDType::F32).tanh()
     }
@@ -355,6 +431,11 @@ impl<'a> Pass<'a> {
         #[cfg(feature = "flex")]
         if self.how.is_packed() {
             return host::attend(x, projections.packed(), *shape, layout.sequences(), only_first);
+        }
+        #[cfg(feature = "cube")]
+        if let Some(is_software) = self.how.on_card() {
+            let sequences = layout.on_card();
+            return cube::attend(x, projections.card(), shape, sequences, only_first, is_software);
         }
         let qkv = self.dense(x, projections.dense(), Activation::None, self.how.options);
         let (batch, tokens, key_bias) = layout.padded();
@@ -380,6 +461,10 @@ impl<'a> Pass<'a> {
         if self.how.is_packed() {
             return host::first_rows(x, layout.sequences());
         }
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            return cube::first_rows(x, layout.on_card());
+        }
         let (batch, tokens, _) = layout.padded();
         first(x, batch, self.how.options.first_rows(tokens))
     }
@@ -394,8 +479,15 @@ impl<'a> Pass<'a> {
 
     /// Pads each sequence where fused attention needs it.
     pub(crate) fn pad(&self, x: Tensor<2>, batch: usize, tokens: usize) -> (Tensor<2>, Layout) {
-        if self.how.is_packed() {
-            return (x, Layout::equal(batch, tokens));
+        if self.how.is_ragged() {
+            let sequence = |i| Sequence {
+                query: i * tokens,
+                queries: tokens,
+                key: i * tokens,
+                keys: tokens,
+            };
+            let layout = self.how.ragged((0..batch).map(sequence).collect(), &x.device());
+            return (x, layout);
         }
         self.how.options.pad_tokens(x, batch, tokens)
     }

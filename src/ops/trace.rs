@@ -15,7 +15,7 @@ pub struct Step {
     pub values: Vec<f32>,
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "webgpu")]
 impl Step {
     /// Appends the rows of one more image to those that are there.
     pub(crate) fn append(all: &mut Vec<Step>, more: Vec<Step>) {
@@ -107,7 +107,11 @@ pub(crate) fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 
 /// As [`host_values`], without blocking.
 pub(crate) async fn host_values_async<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    #[cfg(feature = "wgpu")]
+    let device = tensor.device();
     let data = tensor.into_data_async().await;
+    #[cfg(feature = "wgpu")]
+    crate::gpu::check(&device)?;
     let data = data.map_err(|error| Error::Device(error.to_string()))?;
     Ok(data
         .try_into_vec_as::<f32>()

@@ -7,6 +7,8 @@ use burn::module::Param;
 use burn::nn;
 use burn::tensor::{Device, Tensor, TensorData};
 
+#[cfg(feature = "cube")]
+use super::load::card;
 use super::load::{Layers, Loader, Target};
 use crate::kernels::{self, PackedMatrix};
 use crate::ops::{BatchNorm, Convolution, Depthwise, Linear, PackedLinear, Summand};
@@ -53,6 +55,12 @@ impl Tensors {
                 bias,
             })));
         }
+        #[cfg(feature = "cube")]
+        if let Layers::Card(options) = target.layers {
+            let sizes = [inputs, outputs];
+            let layer = card::transposed(&weight, Some(&bias), sizes, options, &target.device);
+            return Ok(Linear::Card(layer));
+        }
         if target.layers == Layers::Apart {
             return Ok(Linear::Convolution(self.trained(loader, &target.device)?));
         }
@@ -69,6 +77,10 @@ impl Tensors {
         let [outputs, _, kernel, _] = self.shape;
         if target.is_packed() {
             return Ok(Depthwise::of_values(kernel, stride, &weight, &bias));
+        }
+        #[cfg(feature = "cube")]
+        if let Layers::Card(_) = target.layers {
+            return Ok(Depthwise::on_card(kernel, stride, &weight, &bias, &target.device));
         }
         let convolution = match target.layers {
             Layers::Apart => self.trained(loader, &target.device)?,

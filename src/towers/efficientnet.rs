@@ -1,13 +1,13 @@
 //! The image tower EfficientNet: a stem, blocks of depthwise convolutions with squeeze-and-excitation, a head,
 //! and the mean over all pixels.
 
-#[cfg(feature = "wgpu")]
-mod gpu;
+#[cfg(feature = "webgpu")]
+mod webgpu;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-#[cfg(feature = "wgpu")]
-pub(super) use gpu::GpuEfficientNet;
+#[cfg(feature = "webgpu")]
+pub(super) use webgpu::GpuEfficientNet;
 
 use super::convolution::Tensors;
 use super::load::{Layered, Loader, Target};
@@ -153,6 +153,13 @@ impl EfficientNet {
             None => x,
             Some(layer) => pass.linear_single(layer, x, Activation::None),
         }
+    }
+
+    /// Values of the widest row, where the kernels of a card compute it.
+    #[cfg(feature = "cube")]
+    pub(super) fn widest(&self) -> usize {
+        let blocks = self.blocks.iter().map(|block| block.projection.widest());
+        blocks.max().unwrap_or(1).max(self.head.widest())
     }
 
     /// The pixels of one image, and the width of its embedding.

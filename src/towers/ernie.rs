@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::load::{Layered, Loader, Target, text_blocks};
+use super::load::{Groups, Layered, Loader, Target, text_blocks};
 use super::transformer::{Block, Encoder, NormOrder, Shape};
 use crate::kernels::{self, AttentionShape};
 use crate::ops::{Layout, Linear, Norm, Pass};
@@ -40,11 +40,11 @@ impl Layered for Ernie {
         let parts = parts.map(|(part, width)| (format!("{prefix}attn.{part}"), width));
         Ok(Block {
             norm1: norm("ln1")?,
-            projections: loader.three_projections(&parts, c.width, target)?,
-            output: linear("attn.o", value_width, c.width)?,
+            projections: loader.three_projections(&parts, c.width, c.heads, target)?,
+            output: linear("attn.o", Groups::new(c.heads, c.value_head_width), c.width)?,
             norm2: norm("ln2")?,
-            mlp_in: linear("ffn.i", c.width, c.mlp_width)?,
-            mlp_out: linear("ffn.o", c.mlp_width, c.width)?,
+            mlp_in: linear("ffn.i", c.width.into(), c.mlp_width)?,
+            mlp_out: linear("ffn.o", c.mlp_width.into(), c.width)?,
         })
     }
 
@@ -85,6 +85,12 @@ impl Ernie {
         let pooled = pass.tanh(pooled);
         pass.trace.tensor("pooled", &pooled);
         pooled
+    }
+
+    /// Values of the widest row, where the kernels of a card compute it.
+    #[cfg(feature = "cube")]
+    pub(super) fn widest(&self) -> usize {
+        self.encoder.widest()
     }
 
     /// How the weights of the blocks are kept.

@@ -5,15 +5,9 @@ use std::pin::Pin;
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData};
 
 use super::efficientnet::EfficientNet;
-#[cfg(feature = "wgpu")]
-use super::efficientnet::GpuEfficientNet;
-#[cfg(feature = "wgpu")]
-use super::gpu::GpuVit;
 use super::load::{Layered, Loader};
 use super::vit::Vit;
-use super::{Engine, normalised};
-#[cfg(feature = "wgpu")]
-use crate::gpu::Gpu;
+use super::{Engine, normalised, wait};
 use crate::image::Preprocessor;
 use crate::kernels::convolution::Map;
 use crate::kernels::for_each_chunk;
@@ -31,9 +25,12 @@ pub(super) trait ImageBody: Send + Sync {
     /// As [`ImageBody::embed`], without blocking.
     fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a>;
 
-    /// As [`ImageBody::embed`], from the bytes of `batch` crops.
-    fn embed_bytes(&self, bytes: &[u8], batch: usize, preprocessor: &Preprocessor) -> Result<Vec<f32>> {
-        self.embed(&normalised_pixels(bytes, preprocessor), batch)
+    /// As [`ImageBody::embed_async`], from the bytes of `batch` crops.
+    fn embed_bytes<'a>(&'a self, bytes: &'a [u8], batch: usize, preprocessor: &'a Preprocessor) -> Later<'a> {
+        Box::pin(async move {
+            let pixels = normalised_pixels(bytes, preprocessor);
+            self.embed_async(&pixels, batch).await
+        })
     }
 
     /// Returns the steps of images of this size. A transformer receives images of its own size only.
@@ -62,6 +59,8 @@ pub(super) fn square(pixels: &[f32], batch: usize) -> Map {
 pub(super) struct OnDevice<T> {
     module: T,
     device: Device,
+    #[cfg(feature = "cube")]
+    engine: Engine,
     how: How,
 }
 
@@ -71,6 +70,8 @@ impl<M: ImageModule> OnDevice<M> {
         Self {
             module: module.narrowed(how.options().dtype()),
             device: device.clone(),
+            #[cfg(feature = "cube")]
+            engine,
             how,
         }
     }
@@ -85,6 +86,10 @@ pub(super) trait ImageModule: Send + Sync {
 
     /// Rows that one image comes to, and the width of its embedding.
     fn sizes(&self) -> (usize, usize);
+
+    /// Values of the widest row, where the kernels of a card compute it.
+    #[cfg(feature = "cube")]
+    fn widest(&self) -> usize;
 
     /// How its weights are kept.
     fn dtype(&self) -> Dtype {
@@ -105,6 +110,11 @@ impl ImageModule for Vit {
         Vit::sizes(self)
     }
 
+    #[cfg(feature = "cube")]
+    fn widest(&self) -> usize {
+        Vit::widest(self)
+    }
+
     fn dtype(&self) -> Dtype {
         Vit::dtype(self)
     }
@@ -121,6 +131,11 @@ impl ImageModule for EfficientNet {
 
     fn sizes(&self) -> (usize, usize) {
         EfficientNet::sizes(self)
+    }
+
+    #[cfg(feature = "cube")]
+    fn widest(&self) -> usize {
+        EfficientNet::widest(self)
     }
 }
 
@@ -142,9 +157,38 @@ impl<M: ImageModule> OnDevice<M> {
         )
     }
 
+    /// How many images are computed at once.
+    fn at_once(&self, batch: usize) -> usize {
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            let (rows, _) = self.module.sizes();
+            return (self.engine.rows_at_once(self.module.widest()) / rows).max(1);
+        }
+        batch
+    }
+
+    /// The embeddings of `batch` images, so many at a time, of whose first and number `upload` makes pixels.
+    async fn in_parts(&self, batch: usize, upload: impl Fn(usize, usize) -> Tensor<4>) -> Result<Vec<f32>> {
+        let most = self.at_once(batch);
+        // All are begun before the first is waited for.
+        let parts = (0..batch).step_by(most);
+        let parts: Vec<_> = parts
+            .map(|first| self.embeddings(upload(first, most.min(batch - first))))
+            .collect();
+        let mut values = Vec::new();
+        for part in parts {
+            values.append(&mut host_values_async(part).await?);
+        }
+        Ok(values)
+    }
+
     /// The pixels of crops, normalised on the device: a quarter of what they are afterwards goes there.
     fn upload_bytes(&self, bytes: &[u8], batch: usize, preprocessor: &Preprocessor) -> Tensor<4> {
         let size = preprocessor.size();
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            return crate::ops::cube::pixels(bytes, batch, size, preprocessor.table(), &self.device);
+        }
         let data = TensorData::new(bytes.to_vec(), [batch, size, size, 3]);
         let bytes = Tensor::<4, Int>::from_data(data, (&self.device, DType::U8)).cast(IntDType::I32);
         let first = Tensor::<1, Int>::from_ints([0, 256, 512], &self.device);
@@ -171,23 +215,29 @@ impl<M: ImageModule> ImageBody for OnDevice<M> {
                 host_values(self.embeddings(self.upload(pixels, size)))
             }));
         }
-        Ok(host_values(self.embeddings(self.upload(pixels, size))))
+        wait(self.embed_async(pixels, batch))
     }
 
     fn embed_async<'a>(&'a self, pixels: &'a [f32], batch: usize) -> Later<'a> {
         if self.how.is_packed() {
             return Box::pin(async move { self.embed(pixels, batch) });
         }
-        let pixels = self.upload(pixels, square(pixels, batch));
-        Box::pin(async move { host_values_async(self.embeddings(pixels)).await })
+        let size = square(pixels, batch);
+        let values = 3 * size.pixels();
+        Box::pin(self.in_parts(batch, move |first, count| {
+            self.upload(&pixels[first * values..][..count * values], size)
+        }))
     }
 
-    fn embed_bytes(&self, bytes: &[u8], batch: usize, preprocessor: &Preprocessor) -> Result<Vec<f32>> {
+    fn embed_bytes<'a>(&'a self, bytes: &'a [u8], batch: usize, preprocessor: &'a Preprocessor) -> Later<'a> {
         if self.how.is_packed() {
-            return self.embed(&normalised_pixels(bytes, preprocessor), batch);
+            return Box::pin(async move { self.embed(&normalised_pixels(bytes, preprocessor), batch) });
         }
-        let pixels = self.upload_bytes(bytes, batch, preprocessor);
-        Ok(host_values(self.embeddings(pixels)))
+        let values = preprocessor.values();
+        Box::pin(self.in_parts(batch, move |first, count| {
+            let bytes = &bytes[first * values..][..count * values];
+            self.upload_bytes(bytes, count, preprocessor)
+        }))
     }
 
     fn trace(&self, pixels: &[f32], size: Map) -> Result<Vec<Step>> {
@@ -223,8 +273,8 @@ impl ImageTower {
     /// Loads the tower's weights; other tensors of the source are not looked at.
     ///
     /// # Errors
-    /// [`Error::Config`] where a size is out of range; [`Error::Weights`] lists every missing tensor and
-    /// every wrong shape.
+    /// [`Error::Config`] where a size is out of range, on a card also where a width is not a multiple of 4;
+    /// [`Error::Weights`] lists every missing tensor and every wrong shape.
     pub fn load(
         source: &dyn TensorSource,
         config: impl Into<ImageConfig>,
@@ -233,6 +283,7 @@ impl ImageTower {
     ) -> Result<Self> {
         let config = config.into();
         config.validate()?;
+        engine.check_image(&config)?;
         weights::check(source, &weights::image_tensors(&config))?;
         let loader = Loader(source);
         let target = engine.target(device);
@@ -256,20 +307,28 @@ impl ImageTower {
     ///
     /// # Errors
     /// As [`ImageTower::load`]; [`Error::Config`] also where a width is not a multiple of 4.
-    #[cfg(feature = "wgpu")]
-    pub fn load_on_gpu(source: &dyn TensorSource, config: impl Into<ImageConfig>, gpu: &Gpu) -> Result<Self> {
+    #[cfg(feature = "webgpu")]
+    pub fn load_on_gpu(
+        source: &dyn TensorSource,
+        config: impl Into<ImageConfig>,
+        gpu: &crate::webgpu::Gpu,
+    ) -> Result<Self> {
         let config = config.into();
         config.validate()?;
         let body: Box<dyn ImageBody> = match &config {
             ImageConfig::Vit(vit) => {
-                GpuVit::check(vit)?;
+                super::webgpu::GpuVit::check(vit)?;
                 weights::check(source, &weights::image_tensors(vit))?;
-                Box::new(GpuVit::load(&Loader(source), vit, gpu)?)
+                Box::new(super::webgpu::GpuVit::load(&Loader(source), vit, gpu)?)
             }
             ImageConfig::EfficientNet(net) => {
-                GpuEfficientNet::check(net, gpu)?;
+                super::efficientnet::GpuEfficientNet::check(net, gpu)?;
                 weights::check(source, &weights::image_tensors(net))?;
-                Box::new(GpuEfficientNet::load(&Loader(source), net, gpu)?)
+                Box::new(super::efficientnet::GpuEfficientNet::load(
+                    &Loader(source),
+                    net,
+                    gpu,
+                )?)
             }
         };
         Ok(Self {
@@ -342,6 +401,15 @@ impl ImageTower {
     /// # Errors
     /// As [`ImageTower::embed_raw`]; also where the preprocessor makes crops of another size.
     pub fn embed_crops(&self, crops: &[u8], preprocessor: &Preprocessor) -> Result<Embeddings> {
+        wait(self.embed_crops_async(crops, preprocessor))
+    }
+
+    /// As [`ImageTower::embed_crops`], for a device whose results cannot be waited for on the thread that
+    /// asks, as in a browser.
+    ///
+    /// # Errors
+    /// As [`ImageTower::embed_crops`], and [`Error::Device`] where the device fails.
+    pub async fn embed_crops_async(&self, crops: &[u8], preprocessor: &Preprocessor) -> Result<Embeddings> {
         let (size, own) = (preprocessor.size(), self.config.image_size());
         if size != own {
             return Err(Error::Image(format!(
@@ -350,7 +418,7 @@ impl ImageTower {
         }
         let raw = match self.batch(crops.len())? {
             0 => Vec::new(),
-            batch => self.body.embed_bytes(crops, batch, preprocessor)?,
+            batch => self.body.embed_bytes(crops, batch, preprocessor).await?,
         };
         normalised(raw, self.config.width())
     }

@@ -1,5 +1,8 @@
 //! From named tensors to layers.
 
+#[cfg(feature = "cube")]
+pub(super) mod card;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -9,9 +12,15 @@ use burn::tensor::{Device, Int, Tensor, TensorData as BurnData};
 use half::slice::HalfFloatSliceExt;
 
 use crate::kernels::{PackedMatrix, Sequence};
+#[cfg(feature = "cube")]
+use crate::ops::CardOptions;
 use crate::ops::{Linear, Norm, PackedLinear, PackedProjections, Projections, joined};
 use crate::weights::{Codes, Quantised, TensorData, TensorSource};
 use crate::{ErnieConfig, Error, Result, VitConfig};
+#[cfg(feature = "cube")]
+pub(super) use card::check as check_width;
+#[cfg(feature = "cube")]
+pub(super) use card::check_image;
 
 /// Some columns of a linear layer's weight and bias.
 pub(super) struct Columns {
@@ -58,6 +67,9 @@ impl Target {
 pub(crate) enum Layers {
     /// As the host's kernels read them.
     Packed,
+    /// As the kernels of a graphics card read them.
+    #[cfg(feature = "cube")]
+    Card(CardOptions),
     /// As tensors, those of queries, keys and values as one.
     Together,
     /// As tensors, each under its own name, as they are trained.
@@ -66,6 +78,30 @@ pub(crate) enum Layers {
         allow(dead_code, reason = "only training keeps them so")
     )]
     Apart,
+}
+
+/// Inputs or outputs of a layer: groups of the same size, such as heads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Groups {
+    count: usize,
+    size: usize,
+}
+
+impl Groups {
+    pub(crate) fn new(count: usize, size: usize) -> Self {
+        Self { count, size }
+    }
+
+    /// All of them.
+    pub(crate) fn count(self) -> usize {
+        self.count * self.size
+    }
+}
+
+impl From<usize> for Groups {
+    fn from(size: usize) -> Self {
+        Self { count: 1, size }
+    }
 }
 
 /// A tower that is loaded block by block, so that it can be built while its tensors arrive.
@@ -207,15 +243,21 @@ impl Loader<'_> {
     pub(super) fn linear(
         &self,
         name: &str,
-        inputs: usize,
+        inputs: impl Into<Groups>,
         outputs: usize,
         target: &Target,
     ) -> Result<Linear> {
+        let inputs = inputs.into();
         Ok(match target.layers {
             Layers::Packed => Linear::Packed(PackedLinear::new(
-                self.packed(inputs, &[Columns::all(name, outputs)])?,
+                self.packed(inputs.count(), &[Columns::all(name, outputs)])?,
             )),
-            _ => Linear::Dense(self.dense(name, inputs, outputs, &target.device)?),
+            #[cfg(feature = "cube")]
+            Layers::Card(options) => {
+                let columns = [(name, outputs.into())];
+                Linear::Card(card::layer(self, inputs, &columns, options, &target.device)?)
+            }
+            _ => Linear::Dense(self.dense(name, inputs.count(), outputs, &target.device)?),
         })
     }
 
@@ -233,8 +275,26 @@ impl Loader<'_> {
         })
     }
 
-    /// The layers of queries, keys and values, `width` each, that the weights have as one.
-    pub(super) fn projections(&self, name: &str, width: usize, target: &Target) -> Result<Projections> {
+    /// The layers of the queries, keys and values of `heads` heads, `width` each, that the weights have as one.
+    pub(super) fn projections(
+        &self,
+        name: &str,
+        width: usize,
+        heads: usize,
+        target: &Target,
+    ) -> Result<Projections> {
+        #[cfg(feature = "cube")]
+        if let Layers::Card(options) = target.layers {
+            let columns = [(name, Groups::new(3 * heads, width / heads))];
+            return Ok(Projections::Card(card::layer(
+                self,
+                width.into(),
+                &columns,
+                options,
+                &target.device,
+            )?));
+        }
+        let _ = heads;
         let part = |start, columns| self.packed(width, &[Columns::part(name, 3 * width, start, columns)]);
         Ok(match target.is_packed() {
             true => Projections::Packed(PackedProjections::new([part(0, width)?, part(width, 2 * width)?])),
@@ -242,13 +302,28 @@ impl Loader<'_> {
         })
     }
 
-    /// The layers of queries, keys and values by their names and widths, from `inputs` values.
+    /// The layers of the queries, keys and values of `heads` heads by their names and widths, from `inputs`
+    /// values.
     pub(super) fn three_projections(
         &self,
         parts: &[(String, usize); 3],
         inputs: usize,
+        heads: usize,
         target: &Target,
     ) -> Result<Projections> {
+        #[cfg(feature = "cube")]
+        if let Layers::Card(options) = target.layers {
+            let columns = parts.each_ref();
+            let columns = columns.map(|(name, width)| (name.as_str(), Groups::new(heads, width / heads)));
+            return Ok(Projections::Card(card::layer(
+                self,
+                inputs.into(),
+                &columns,
+                options,
+                &target.device,
+            )?));
+        }
+        let _ = heads;
         if target.is_packed() {
             let [q, k, v] = parts.each_ref().map(|(name, width)| Columns::all(name, *width));
             let (query, key_value) = (self.packed(inputs, &[q])?, self.packed(inputs, &[k, v])?);
@@ -271,6 +346,12 @@ impl Loader<'_> {
     pub(super) fn patch_embed(&self, name: &str, config: &VitConfig, target: &Target) -> Result<Linear> {
         let (width, values) = (config.width, config.patch_values());
         let shape = [width, 3, config.patch_size, config.patch_size];
+        #[cfg(feature = "cube")]
+        if let Layers::Card(options) = target.layers {
+            let rows = self.values(name, &shape)?;
+            let layer = card::transposed(&rows, None, [values, width], options, &target.device);
+            return Ok(Linear::Card(layer));
+        }
         if target.is_packed() {
             let rows = self.values(name, &shape)?;
             return Ok(Linear::Packed(PackedLinear::new(crate::kernels::Linear {

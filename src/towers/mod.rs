@@ -1,33 +1,37 @@
 //! The image tower, the text tower, and the dual encoder that owns one of each.
 //!
 //! A tower's sizes come from its configuration and its weights from any [`TensorSource`]. A tower is
-//! one Burn module over operations, which the kernels of this crate implement on the CPU, and Burn on every
-//! other device and wherever [`Engine::Burn`] is asked for. Both compute the same, and both leave out what
-//! the embedding does not depend on:
+//! one Burn module over operations, which the kernels of this crate implement on the CPU and on graphics
+//! cards, and Burn on every other device and wherever [`Engine::Burn`] is asked for. All compute the same, and
+//! all leave out what the embedding does not depend on:
 //!
 //! - in the last block only the first token's row is computed after keys and values;
 //! - captions are computed at their true length;
-//! - on the CPU and by WebGPU the word table stays on the host, and only the rows in use go to the device; a Burn module has
-//!   it on the device, where only ids have to go.
+//! - where the kernels of this crate compute, the word table stays on the host, and only the rows in use go to
+//!   the device; where Burn does, it is on the device, where only ids have to go.
 
+#[cfg(any(feature = "wgpu", feature = "webgpu"))]
+mod check;
 mod convolution;
 mod efficientnet;
 mod ernie;
-#[cfg(feature = "wgpu")]
-mod gpu;
 mod image;
 mod load;
 mod stream;
 mod text;
 mod transformer;
 mod vit;
+#[cfg(feature = "webgpu")]
+mod webgpu;
 
 use burn::tensor::Device;
 
+#[cfg(feature = "wgpu")]
+pub use check::check_gpu;
+#[cfg(feature = "webgpu")]
+pub use check::check_webgpu;
 pub use efficientnet::EfficientNet;
 pub use ernie::Ernie;
-#[cfg(feature = "wgpu")]
-pub use gpu::check_gpu;
 pub use image::ImageTower;
 #[cfg(feature = "train")]
 pub(crate) use load::{Layered, Loader, parameter, parameter_id};
@@ -38,13 +42,13 @@ pub use text::{TextTower, TypedCaption};
 pub(crate) use vit::PATCH_EMBED;
 pub use vit::Vit;
 
-#[cfg(feature = "wgpu")]
-use crate::gpu::Gpu;
 use crate::ops::How;
 pub use crate::ops::{Attention, BurnOptions, BurnPrecision, Step};
+#[cfg(feature = "cube")]
+pub use crate::ops::{CardOptions, Precision};
 use crate::vectors::Embeddings;
 use crate::weights::TensorSource;
-use crate::{ModelConfig, Result};
+use crate::{ImageConfig, ModelConfig, Result};
 
 /// Which implementation runs a tower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,6 +58,9 @@ pub enum Engine {
     Auto,
     /// Burn on every device.
     Burn(BurnOptions),
+    /// The kernels of this crate for graphics cards, on a device of Burn's WebGPU or CUDA backend.
+    #[cfg(feature = "cube")]
+    Card(CardOptions),
 }
 
 impl Engine {
@@ -87,6 +94,10 @@ impl Engine {
         if self.is_host(device) {
             return How::packed();
         }
+        #[cfg(feature = "cube")]
+        if let Self::Card(options) = self {
+            return How::card(options.is_software);
+        }
         How::composed(self.burn())
     }
 
@@ -94,9 +105,11 @@ impl Engine {
     fn target(self, device: &Device) -> Target {
         Target {
             device: device.clone(),
-            layers: match self.is_host(device) {
-                true => Layers::Packed,
-                false => Layers::Together,
+            layers: match self {
+                #[cfg(feature = "cube")]
+                Self::Card(options) => Layers::Card(options),
+                _ if self.is_host(device) => Layers::Packed,
+                _ => Layers::Together,
             },
         }
     }
@@ -104,9 +117,62 @@ impl Engine {
     /// How Burn computes.
     pub(crate) fn burn(self) -> BurnOptions {
         match self {
-            Self::Auto => BurnOptions::default(),
             Self::Burn(options) => options,
+            _ => BurnOptions::default(),
         }
+    }
+
+    /// Refuses an image tower that what computes does not take.
+    fn check_image(self, config: &ImageConfig) -> Result<()> {
+        #[cfg(feature = "cube")]
+        if let Self::Card(options) = self {
+            load::check_image(config, options)?;
+        }
+        let _ = config;
+        Ok(())
+    }
+
+    /// Refuses a text tower of a width that what computes does not take.
+    fn check_width(self, name: &str, width: usize) -> Result<()> {
+        #[cfg(feature = "cube")]
+        if let Self::Card(_) = self {
+            load::check_width(name, width)?;
+        }
+        let _ = (name, width);
+        Ok(())
+    }
+
+    /// Rows that are computed at once, whose widest is of `width` values. On a card it bounds the tensors, and how
+    /// long it is busy at a time: a system may take one away that does not answer.
+    fn rows_at_once(self, width: usize) -> usize {
+        match self {
+            #[cfg(feature = "cube")]
+            Self::Card(CardOptions { largest, .. }) => {
+                const MOST_ROWS: usize = 4096;
+                let most = match largest {
+                    0 => u64::MAX,
+                    largest => largest / (4 * width as u64),
+                };
+                MOST_ROWS.min(usize::try_from(most).unwrap_or(usize::MAX))
+            }
+            _ => {
+                let _ = width;
+                usize::MAX
+            }
+        }
+    }
+}
+
+/// A future's result, where the thread may wait for it.
+fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    #[cfg(not(target_family = "wasm"))]
+    return pollster::block_on(future);
+    #[cfg(target_family = "wasm")]
+    {
+        drop(future);
+        Err(crate::Error::Device(
+            "a result cannot be waited for here, expected a call of embed_async".into(),
+        ))
     }
 }
 
@@ -145,29 +211,6 @@ impl DualEncoder {
                 .transpose()?,
             text: text
                 .map(|s| TextTower::load(s, &config.text, device, engine))
-                .transpose()?,
-            config,
-        })
-    }
-
-    /// As [`DualEncoder::load`], on a graphics card by this crate's kernels.
-    ///
-    /// # Errors
-    /// Those of [`ImageTower::load_on_gpu`] and [`TextTower::load_on_gpu`].
-    #[cfg(feature = "wgpu")]
-    pub fn load_on_gpu(
-        config: ModelConfig,
-        image: Option<&dyn TensorSource>,
-        text: Option<&dyn TensorSource>,
-        gpu: &Gpu,
-    ) -> Result<Self> {
-        config.validate()?;
-        Ok(Self {
-            image: image
-                .map(|s| ImageTower::load_on_gpu(s, &config.image, gpu))
-                .transpose()?,
-            text: text
-                .map(|s| TextTower::load_on_gpu(s, &config.text, gpu))
                 .transpose()?,
             config,
         })

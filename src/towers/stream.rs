@@ -2,16 +2,10 @@
 
 use burn::tensor::Device;
 
-#[cfg(feature = "wgpu")]
-use super::efficientnet::GpuEfficientNet;
-#[cfg(feature = "wgpu")]
-use super::gpu::{GpuErnie, GpuVit};
 use super::image::{ImageBody, OnDevice};
 use super::load::{Layered, Loader, Target, Words};
 use super::text::{ErnieOnDevice, TextBody};
 use super::{EfficientNet, Engine, Ernie, ImageTower, TextTower, Vit};
-#[cfg(feature = "wgpu")]
-use crate::gpu::Gpu;
 use crate::weights::{TensorStream, image_tensors, text_tensors};
 use crate::{ErnieConfig, ImageConfig, Result};
 
@@ -60,6 +54,7 @@ impl ImageTowerStream {
     pub fn new(config: impl Into<ImageConfig>, device: &Device, engine: Engine) -> Result<Self> {
         let config = config.into();
         config.validate()?;
+        engine.check_image(&config)?;
         let parts: Box<dyn Parts<_>> = match &config {
             ImageConfig::Vit(vit) => Box::new(OfModule::<Vit>::new(image_tensors(vit), vit, device, engine)),
             ImageConfig::EfficientNet(net) => Box::new(OfModule::<EfficientNet>::new(
@@ -84,18 +79,26 @@ impl ImageTowerStream {
     ///
     /// # Errors
     /// As [`ImageTowerStream::new`], also where a width is not a multiple of 4.
-    #[cfg(feature = "wgpu")]
-    pub fn on_gpu(config: impl Into<ImageConfig>, gpu: &Gpu) -> Result<Self> {
+    #[cfg(feature = "webgpu")]
+    pub fn on_gpu(config: impl Into<ImageConfig>, gpu: &crate::webgpu::Gpu) -> Result<Self> {
         let config = config.into();
         config.validate()?;
         let parts: Box<dyn Parts<_>> = match &config {
             ImageConfig::Vit(vit) => {
-                GpuVit::check(vit)?;
-                Box::new(Arriving::<GpuVit>::new(image_tensors(vit), vit, gpu))
+                super::webgpu::GpuVit::check(vit)?;
+                Box::new(Arriving::<super::webgpu::GpuVit>::new(
+                    image_tensors(vit),
+                    vit,
+                    gpu,
+                ))
             }
             ImageConfig::EfficientNet(net) => {
-                GpuEfficientNet::check(net, gpu)?;
-                Box::new(Arriving::<GpuEfficientNet>::new(image_tensors(net), net, gpu))
+                super::efficientnet::GpuEfficientNet::check(net, gpu)?;
+                Box::new(Arriving::<super::efficientnet::GpuEfficientNet>::new(
+                    image_tensors(net),
+                    net,
+                    gpu,
+                ))
             }
         };
         // What is computed comes back to the host.
@@ -139,6 +142,7 @@ impl TextTowerStream {
     /// # Errors
     /// [`crate::Error::Config`] where a size is out of range.
     pub fn new(config: &ErnieConfig, device: &Device, engine: Engine) -> Result<Self> {
+        engine.check_width("text.width", config.width)?;
         let parts = OfModule::<Ernie>::new(text_tensors(config), config, device, engine);
         Self::of(parts, config, device)
     }
@@ -155,11 +159,11 @@ impl TextTowerStream {
     ///
     /// # Errors
     /// As [`TextTowerStream::new`], also where a width is not a multiple of 4.
-    #[cfg(feature = "wgpu")]
-    pub fn on_gpu(config: &ErnieConfig, gpu: &Gpu) -> Result<Self> {
-        GpuErnie::check(config)?;
+    #[cfg(feature = "webgpu")]
+    pub fn on_gpu(config: &ErnieConfig, gpu: &crate::webgpu::Gpu) -> Result<Self> {
+        super::webgpu::GpuErnie::check(config)?;
         // What is computed comes back to the host.
-        let parts = Arriving::<GpuErnie>::new(text_tensors(config), config, gpu);
+        let parts = Arriving::<super::webgpu::GpuErnie>::new(text_tensors(config), config, gpu);
         Self::of(parts, config, &Device::flex())
     }
 
@@ -317,9 +321,9 @@ macro_rules! parts {
 parts!(Vit, ImageBody, OnDevice);
 parts!(EfficientNet, ImageBody, OnDevice);
 parts!(Ernie, TextBody, ErnieOnDevice);
-#[cfg(feature = "wgpu")]
-parts!(GpuVit, ImageBody);
-#[cfg(feature = "wgpu")]
-parts!(GpuEfficientNet, ImageBody);
-#[cfg(feature = "wgpu")]
-parts!(GpuErnie, TextBody);
+#[cfg(feature = "webgpu")]
+parts!(super::webgpu::GpuVit, ImageBody);
+#[cfg(feature = "webgpu")]
+parts!(super::efficientnet::GpuEfficientNet, ImageBody);
+#[cfg(feature = "webgpu")]
+parts!(super::webgpu::GpuErnie, TextBody);

@@ -5,13 +5,9 @@ use std::sync::OnceLock;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 use super::ernie::Ernie;
-#[cfg(feature = "wgpu")]
-use super::gpu::GpuErnie;
 use super::image::Later;
 use super::load::{Layered, Loader, Words, WordsOnDevice};
-use super::{Engine, normalised};
-#[cfg(feature = "wgpu")]
-use crate::gpu::Gpu;
+use super::{Engine, normalised, wait};
 use crate::ops::{How, Layout, Pass, Step, Trace, host_values, host_values_async, narrowed, to};
 use crate::vectors::Embeddings;
 use crate::weights::{self, Dtype, TensorSource};
@@ -41,6 +37,8 @@ pub(super) trait TextBody: Send + Sync {
 pub(super) struct ErnieOnDevice {
     module: Ernie,
     device: Device,
+    #[cfg(feature = "cube")]
+    engine: Engine,
     how: How,
     tables: OnceLock<WordsOnDevice>,
 }
@@ -51,6 +49,8 @@ impl ErnieOnDevice {
         Self {
             module: narrowed(module, how.options().dtype()),
             device: device.clone(),
+            #[cfg(feature = "cube")]
+            engine,
             how,
             tables: OnceLock::new(),
         }
@@ -73,7 +73,30 @@ impl ErnieOnDevice {
         });
         let shape = [rows.len() / width, width];
         let embedded = Tensor::from_data(TensorData::new(rows, shape), &self.device);
-        self.forward(embedded, &Layout::Ragged(sequences.into()), trace)
+        self.forward(embedded, &self.how.ragged(sequences, &self.device), trace)
+    }
+
+    /// As [`ErnieOnDevice::ragged`], so many rows at a time.
+    #[cfg(feature = "cube")]
+    async fn in_parts(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<f32>> {
+        let most = self.engine.rows_at_once(self.module.widest());
+        let (mut rest, mut parts) = (captions, Vec::new());
+        // All are begun before the first is waited for.
+        while !rest.is_empty() {
+            let mut rows = 0;
+            let fit = rest.iter().take_while(|caption| {
+                rows += caption.len();
+                rows <= most
+            });
+            let (some, others) = rest.split_at(fit.count().max(1));
+            parts.push(self.ragged(words, some, Trace::new("text", None)));
+            rest = others;
+        }
+        let mut values = Vec::new();
+        for part in parts {
+            values.append(&mut host_values_async(part).await?);
+        }
+        Ok(values)
     }
 
     /// Captions of like length together: each group is padded to its longest only.
@@ -133,12 +156,16 @@ impl TextBody for ErnieOnDevice {
                 host_values(self.ragged(words, captions, Trace::new("text", None)))
             }));
         }
-        Ok(host_values(self.grouped(words, captions)))
+        wait(self.embed_async(words, captions))
     }
 
     fn embed_async<'a>(&'a self, words: &'a Words, captions: &'a [&'a [u32]]) -> Later<'a> {
         if self.how.is_packed() {
             return Box::pin(async move { self.embed(words, captions) });
+        }
+        #[cfg(feature = "cube")]
+        if self.how.on_card().is_some() {
+            return Box::pin(self.in_parts(words, captions));
         }
         Box::pin(async move { host_values_async(self.grouped(words, captions)).await })
     }
@@ -146,7 +173,7 @@ impl TextBody for ErnieOnDevice {
     fn trace(&self, words: &Words, captions: &[&[u32]]) -> Result<Vec<Step>> {
         let mut steps = Vec::new();
         let trace = Trace::new("text", Some(&mut steps));
-        if self.how.is_packed() {
+        if self.how.is_ragged() {
             self.ragged(words, captions, trace);
             return Ok(steps);
         }
@@ -173,7 +200,7 @@ impl TextBody for ErnieOnDevice {
     }
 
     fn forward(&self, words: &Words, captions: &[&[u32]]) -> Option<Tensor<2>> {
-        (!self.how.is_packed()).then(|| self.grouped(words, captions))
+        (!self.how.is_ragged()).then(|| self.grouped(words, captions))
     }
 }
 
@@ -213,6 +240,7 @@ impl TextTower {
         engine: Engine,
     ) -> Result<Self> {
         config.validate()?;
+        engine.check_width("text.width", config.width)?;
         weights::check(source, &weights::text_tensors(config))?;
         let loader = Loader(source);
         let words = Words::load(&loader, config)?;
@@ -230,17 +258,21 @@ impl TextTower {
     ///
     /// # Errors
     /// As [`TextTower::load`]; [`Error::Config`] also where a width is not a multiple of 4.
-    #[cfg(feature = "wgpu")]
-    pub fn load_on_gpu(source: &dyn TensorSource, config: &ErnieConfig, gpu: &Gpu) -> Result<Self> {
+    #[cfg(feature = "webgpu")]
+    pub fn load_on_gpu(
+        source: &dyn TensorSource,
+        config: &ErnieConfig,
+        gpu: &crate::webgpu::Gpu,
+    ) -> Result<Self> {
         config.validate()?;
-        GpuErnie::check(config)?;
+        super::webgpu::GpuErnie::check(config)?;
         weights::check(source, &weights::text_tensors(config))?;
         let loader = Loader(source);
         Ok(Self {
             config: config.clone(),
             device: Device::flex(),
             words: Words::load(&loader, config)?,
-            body: Box::new(GpuErnie::load(&loader, config, gpu)?),
+            body: Box::new(super::webgpu::GpuErnie::load(&loader, config, gpu)?),
         })
     }
 

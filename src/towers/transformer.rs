@@ -59,6 +59,14 @@ impl Encoder {
         pass.firsts(x, layout)
     }
 
+    /// Values of the widest row, where the kernels of a card compute them.
+    #[cfg(feature = "cube")]
+    pub(super) fn widest(&self) -> usize {
+        let blocks = self.blocks.iter();
+        let widest = blocks.map(|block| block.projections.widest().max(block.mlp_in.widest()));
+        widest.max().unwrap_or(1)
+    }
+
     /// How the weights are kept.
     pub(super) fn dtype(&self) -> Dtype {
         self.blocks

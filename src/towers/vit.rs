@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use super::load::{Layered, Loader, Target, image_blocks};
+use super::load::{Groups, Layered, Loader, Target, image_blocks};
 use super::transformer::{Block, Encoder, NormOrder, Shape};
 use crate::kernels::{Activation, AttentionShape};
 use crate::ops::{Linear, Norm, Pass};
@@ -43,13 +43,14 @@ impl Layered for Vit {
         let norm = |part: &str| loader.norm(&format!("{prefix}{part}"), c.width, c.epsilon, target);
         let linear =
             |part: &str, inputs, outputs| loader.linear(&format!("{prefix}{part}"), inputs, outputs, target);
+        let heads = Groups::new(c.heads, c.head_width());
         Ok(Block {
             norm1: norm("norm1")?,
-            projections: loader.projections(&format!("{prefix}attn.qkv"), c.width, target)?,
-            output: linear("attn.proj", c.width, c.width)?,
+            projections: loader.projections(&format!("{prefix}attn.qkv"), c.width, c.heads, target)?,
+            output: linear("attn.proj", heads, c.width)?,
             norm2: norm("norm2")?,
-            mlp_in: linear("mlp.fc1", c.width, c.mlp_width)?,
-            mlp_out: linear("mlp.fc2", c.mlp_width, c.width)?,
+            mlp_in: linear("mlp.fc1", c.width.into(), c.mlp_width)?,
+            mlp_out: linear("mlp.fc2", c.mlp_width.into(), c.width)?,
         })
     }
 
@@ -100,6 +101,12 @@ impl Vit {
     pub(super) fn sizes(&self) -> (usize, usize) {
         let [_, tokens, width] = self.positional_embedding.dims();
         (tokens, width)
+    }
+
+    /// Values of the widest row, where the kernels of a card compute it.
+    #[cfg(feature = "cube")]
+    pub(super) fn widest(&self) -> usize {
+        self.encoder.widest().max(self.patch_embed.widest())
     }
 
     /// How the weights of the blocks are kept.

@@ -200,7 +200,8 @@ impl Trainer {
     }
 
     /// Goes on at `step` with the state that [`Trainer::optimizer_state`] gave there; the weights are those
-    /// that this was made with.
+    /// that this was made with. Burn reads the state by way of its default device; where that is a graphics
+    /// card that the machine lacks, the environment variable `BURN_DEVICE=flex` makes it the processor.
     ///
     /// # Errors
     /// [`Error::Weights`] where the state cannot be read.

@@ -8,7 +8,7 @@ mod model;
 #[cfg(feature = "web-threads")]
 mod threads;
 
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "webgpu")]
 use std::cell::OnceCell;
 
 use serde::Serialize;
@@ -22,12 +22,12 @@ pub use threads::{init_threads, run_thread, thread_memory, thread_module};
 use crate::Error;
 
 /// What towers are loaded onto.
-#[cfg(feature = "wgpu")]
-type Place = crate::gpu::Gpu;
-#[cfg(not(feature = "wgpu"))]
+#[cfg(feature = "webgpu")]
+type Place = crate::webgpu::Gpu;
+#[cfg(not(feature = "webgpu"))]
 type Place = burn::tensor::Device;
 
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "webgpu")]
 thread_local! {
     static PLACE: OnceCell<Place> = const { OnceCell::new() };
 }
@@ -53,7 +53,7 @@ pub fn version() -> String {
 /// What the module computes on: `"cpu"` or `"webgpu"`.
 #[wasm_bindgen(unchecked_return_type = "\"cpu\" | \"webgpu\"")]
 pub fn kind() -> String {
-    if cfg!(feature = "wgpu") { "webgpu" } else { "cpu" }.into()
+    if cfg!(feature = "webgpu") { "webgpu" } else { "cpu" }.into()
 }
 
 /// Threads that the processor's kernels use.
@@ -72,12 +72,12 @@ pub fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Takes the adapter and its device: once, before the first `ModelLoader`.
-#[cfg(feature = "wgpu")]
+#[cfg(feature = "webgpu")]
 #[wasm_bindgen(js_name = initDevice)]
 pub async fn init_device() -> Result<(), JsValue> {
     // Whether a program will do was decided by the package, which hands out the adapter.
     let gpu = Place::open(true).await.map_err(thrown)?;
-    crate::towers::check_gpu(&gpu).await.map_err(thrown)?;
+    crate::towers::check_webgpu(&gpu).await.map_err(thrown)?;
     PLACE.with(|cell| cell.set(gpu)).map_err(|_| {
         thrown(Error::Device(
             "initDevice was called before, expected one call".into(),
@@ -87,11 +87,11 @@ pub async fn init_device() -> Result<(), JsValue> {
 
 /// What towers are loaded onto.
 fn place() -> crate::Result<Place> {
-    #[cfg(feature = "wgpu")]
+    #[cfg(feature = "webgpu")]
     return PLACE
         .with(|cell| cell.get().cloned())
         .ok_or_else(|| Error::Device("none yet, expected a call of initDevice first".into()));
-    #[cfg(not(feature = "wgpu"))]
+    #[cfg(not(feature = "webgpu"))]
     return Ok(Place::flex());
 }
 

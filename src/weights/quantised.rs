@@ -222,7 +222,7 @@ impl<'a> Quantised<'a> {
 
     /// Weights of layers with the same inputs as one, their columns beside one another; `None` where they are not in as
     /// many bits.
-    #[cfg(feature = "wgpu")]
+    #[cfg(any(feature = "cube", feature = "webgpu"))]
     pub(crate) fn beside(matrices: &[&Self]) -> Option<Quantised<'static>> {
         let first = matrices.first()?;
         let fits = |other: &&Self| other.transposed && other.width == first.width;

@@ -314,7 +314,8 @@ fn every_recorded_point_on_a_graphics_card() {
         let recording = recording(model);
         let bytes = read(&format!("{model}.safetensors"));
         let file = SafetensorsFile::parse(&bytes).unwrap();
-        let tower = ImageTower::load_on_gpu(&Renamed::new(&file), config(model), &gpu).unwrap();
+        let tower =
+            ImageTower::load(&Renamed::new(&file), config(model), gpu.device(), gpu.engine()).unwrap();
         for (name, (shape, pixels)) in &recording {
             let Some(size) = name.strip_suffix(".input") else {
                 continue;
@@ -334,7 +335,7 @@ fn every_recorded_point_on_a_graphics_card() {
     let host = ImageTower::load(&random(&config), &config, &Device::flex(), Engine::Auto).unwrap();
     let mut file = Vec::new();
     write_safetensors(&mut file, &random(&config), &image_tensors(&config), Dtype::F32).unwrap();
-    let mut stream = ImageTowerStream::on_gpu(&config, &gpu).unwrap();
+    let mut stream = ImageTowerStream::new(&config, gpu.device(), gpu.engine()).unwrap();
     file.chunks(9_999).for_each(|piece| stream.feed(piece).unwrap());
     let tower = stream.finish().unwrap();
     let pixels = pixels(3 * tower.image_values());
@@ -347,7 +348,10 @@ fn every_recorded_point_on_a_graphics_card() {
         "{}",
         largest_difference(&got, &expected)
     );
-    let error = |config| ImageTowerStream::on_gpu(config, &gpu).err().unwrap().to_string();
+    let error = |config| {
+        let stream = ImageTowerStream::new(config, gpu.device(), gpu.engine());
+        stream.err().unwrap().to_string()
+    };
     let huge = EfficientNetConfig {
         image_size: 8192,
         ..config.clone()

@@ -114,8 +114,18 @@ impl On {
         matches!(self, On::Burn | On::Split | On::Fused)
     }
 
+    fn device(&self) -> Device {
+        match self {
+            #[cfg(feature = "wgpu")]
+            On::Gpu(gpu) => gpu.device().clone(),
+            _ => Device::flex(),
+        }
+    }
+
     fn engine(&self) -> Engine {
         match self {
+            #[cfg(feature = "wgpu")]
+            On::Gpu(gpu) => gpu.engine(),
             On::Host => Engine::Auto,
             On::Split => Engine::BURN_SINGLE,
             On::Fused => Engine::Burn(BurnOptions {
@@ -127,39 +137,19 @@ impl On {
     }
 
     fn image(&self, source: &dyn TensorSource, config: &VitConfig) -> ImageTower {
-        let tower = match self {
-            #[cfg(feature = "wgpu")]
-            On::Gpu(gpu) => ImageTower::load_on_gpu(source, config, gpu),
-            _ => ImageTower::load(source, config, &Device::flex(), self.engine()),
-        };
-        tower.unwrap()
+        ImageTower::load(source, config, &self.device(), self.engine()).unwrap()
     }
 
     fn text(&self, source: &dyn TensorSource, config: &ErnieConfig) -> TextTower {
-        let tower = match self {
-            #[cfg(feature = "wgpu")]
-            On::Gpu(gpu) => TextTower::load_on_gpu(source, config, gpu),
-            _ => TextTower::load(source, config, &Device::flex(), self.engine()),
-        };
-        tower.unwrap()
+        TextTower::load(source, config, &self.device(), self.engine()).unwrap()
     }
 
     fn image_stream(&self, config: &VitConfig) -> ImageTowerStream {
-        let stream = match self {
-            #[cfg(feature = "wgpu")]
-            On::Gpu(gpu) => ImageTowerStream::on_gpu(config, gpu),
-            _ => ImageTowerStream::new(config, &Device::flex(), self.engine()),
-        };
-        stream.unwrap()
+        ImageTowerStream::new(config, &self.device(), self.engine()).unwrap()
     }
 
     fn text_stream(&self, config: &ErnieConfig) -> TextTowerStream {
-        let stream = match self {
-            #[cfg(feature = "wgpu")]
-            On::Gpu(gpu) => TextTowerStream::on_gpu(config, gpu),
-            _ => TextTowerStream::new(config, &Device::flex(), self.engine()),
-        };
-        stream.unwrap()
+        TextTowerStream::new(config, &self.device(), self.engine()).unwrap()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The activations that a matmul applies as it stores its result.
 
 /// What is applied to each value of a product before it is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// Nothing.
     None,

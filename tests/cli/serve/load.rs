@@ -153,7 +153,10 @@ fn a_body_counts_as_long_as_something_is_made_of_it() {
     // A client that leaves before its picture's turn has it not decoded at all.
     let start = Instant::now();
     while ticks(server.child.id(), "decode") == 0 {
-        assert!(start.elapsed() < Duration::from_secs(20), "no decoder has taken it");
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "no decoder has taken it"
+        );
         thread::sleep(Duration::from_millis(5));
     }
     stream.shutdown(Shutdown::Both).unwrap();

@@ -85,7 +85,7 @@ const MODULES: [Module; 3] = [
     },
     Module {
         name: "webgpu",
-        features: "web,wgpu",
+        features: "web,webgpu",
         profile: "web",
         threads: false,
         optimisation: "-O3",

@@ -1,16 +1,17 @@
-//! On the kernels of [`crate::gpu`], in the same steps as on the host's, one image after the other.
+//! On the kernels of [`crate::webgpu`], in the same steps as on the host's, one image after the other.
 
 use std::sync::Mutex;
 
 use super::{block, prefixes};
 use crate::config::{EfficientNetBlock, EfficientNetConfig};
-use crate::gpu::{Convolution, Epilogue, Gpu, GpuBuffer, GpuLinear, GpuUniform, Part, Recorder};
 use crate::kernels::convolution::Map;
 use crate::ops::{Step, Trace};
 use crate::towers::convolution::folded;
-use crate::towers::gpu::{Watch, check, padded, wait, with_workspace};
 use crate::towers::image::{ImageBody, Later, square};
 use crate::towers::load::{Layered, Loader};
+use crate::towers::wait;
+use crate::towers::webgpu::{Watch, check, padded, with_workspace};
+use crate::webgpu::{Convolution, Epilogue, Gpu, GpuBuffer, GpuLinear, GpuUniform, Part, Recorder};
 use crate::weights::{Dtype, TensorData};
 use crate::{Error, Result};
 
