@@ -3,7 +3,7 @@ import { openCache } from "./cache.js";
 import { Mutex, breathe, onAbort, orAborted, sleep } from "./concurrency.js";
 import { type Adapter, captureDevice, requestAdapter } from "./device.js";
 import { ErnieVilError, aborted, asError, stoppedElsewhere, throwIfAborted, toWire } from "./errors.js";
-import { readPixels } from "./images.js";
+import { readCrop } from "./images.js";
 import { IndexService } from "./index-service.js";
 import { readModel } from "./loader.js";
 import { type Glue, type ModuleSource, type WasmLoader, type WasmModel, abandon, release, start, throwIfStopped } from "./module.js";
@@ -34,7 +34,7 @@ export function createHandlers(source: ModuleSource): Handlers {
     load: (params, context) => engine.load(params, context),
     tokenize: ({ texts }) => engine.tokenize(texts),
     embedText: ({ texts }, context) => engine.embedText(texts, context),
-    preprocess: ({ image }, { signal }) => engine.use((model) => readPixels(model, image, signal)),
+    preprocess: ({ image }, { signal }) => engine.use(async (model) => model.normalise(await readCrop(model, image, signal))),
     embedImages: (params, context) => engine.embedImages(params, context),
     recall: async ({ text, image, dimensions }) => {
       await start(source);
@@ -245,8 +245,8 @@ class Engine {
         alone = await this.#watch(model.embedText([first]));
         together = await this.#watch(model.embedText(["雪地里停着一辆红色的汽车", first]));
       } else {
-        const [first, second] = [picture(imageSize, 7), picture(imageSize, 31)].map((rgba) => model.preprocessRgba(rgba, imageSize, imageSize)) as [Float32Array, Float32Array];
-        const both = new Float32Array(second.length + first.length);
+        const [first, second] = [picture(imageSize, 7), picture(imageSize, 31)].map((rgba) => model.cropRgba(rgba, imageSize, imageSize)) as [Uint8Array, Uint8Array];
+        const both = new Uint8Array(second.length + first.length);
         both.set(second);
         both.set(first, second.length);
         alone = await this.#watch(model.embedImages(first));
@@ -287,10 +287,10 @@ class Engine {
   async #embedBatch({ images, skip }: Calls["embedImages"]["params"], { signal }: Context<"embedImages">): Promise<ImageRows> {
     throwIfAborted(signal);
     const result: ImageRows = { data: new Float32Array(0), indices: [], failures: [] };
-    const pixels: Float32Array[] = [];
+    const crops: Uint8Array[] = [];
     for (const [position, image] of images.entries()) {
       try {
-        pixels.push(await this.use((model) => readPixels(model, image, signal)));
+        crops.push(await this.use((model) => readCrop(model, image, signal)));
         result.indices.push(position);
       } catch (thrown) {
         const error = asError(thrown);
@@ -301,10 +301,10 @@ class Engine {
       await breathe();
       throwIfAborted(signal);
     }
-    const [first] = pixels;
+    const [first] = crops;
     if (!first) return result;
-    const batch = new Float32Array(pixels.length * first.length);
-    for (const [row, values] of pixels.entries()) batch.set(values, row * first.length);
+    const batch = new Uint8Array(crops.length * first.length);
+    for (const [row, crop] of crops.entries()) batch.set(crop, row * first.length);
     try {
       result.data = await this.use((model) => model.embedImages(batch));
     } catch (thrown) {

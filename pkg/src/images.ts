@@ -126,14 +126,14 @@ export function isDecodable(file: Uint8Array): boolean {
 }
 
 /**
- * Computes what an image tower takes of an image.
+ * Computes what an image tower sees of an image: a byte each for red, green and blue of its crop's pixels.
  *
  * @throws ErnieVilError `image` names the image that cannot be decoded; `http` and `network` where it cannot be fetched
  */
-export async function readPixels(model: WasmModel, payload: ImagePayload, signal: AbortSignal | undefined): Promise<Float32Array> {
+export async function readCrop(model: WasmModel, payload: ImagePayload, signal: AbortSignal | undefined): Promise<Uint8Array> {
   const source = await read(payload, signal);
   return named(payload.name, () =>
-    source instanceof Uint8Array ? model.preprocess(source) : model.preprocessRgba(source.data, source.width, source.height),
+    source instanceof Uint8Array ? model.crop(source) : model.cropRgba(source.data, source.width, source.height),
   );
 }
 

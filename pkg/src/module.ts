@@ -39,9 +39,10 @@ export interface WasmModel {
   info(): WasmInfo;
   tokenize(texts: string[]): Uint32Array[];
   embedText(texts: string[]): Promise<Float32Array>;
-  preprocess(file: Uint8Array): Float32Array;
-  preprocessRgba(rgba: Uint8Array, width: number, height: number): Float32Array;
-  embedImages(pixels: Float32Array): Promise<Float32Array>;
+  crop(file: Uint8Array): Uint8Array;
+  cropRgba(rgba: Uint8Array, width: number, height: number): Uint8Array;
+  normalise(crop: Uint8Array): Float32Array;
+  embedImages(crops: Uint8Array): Promise<Float32Array>;
   free(): void;
 }
 

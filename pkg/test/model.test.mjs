@@ -155,8 +155,8 @@ test("a module that has stopped is not entered again", async () => {
 
 /** What stops a module: pictures of these values, while they are decoded or while their vectors are computed. */
 const stops = ({ decoding = [], computing = [] }) => ({
-  preprocess: (file) => decoding.includes(file[0]),
-  embedImages: (pixels) => pixels.some((value) => computing.includes(value)),
+  crop: (file) => decoding.includes(file[0]),
+  embedImages: (crops) => crops.some((value) => computing.includes(value)),
 });
 
 /** The ways in which a module that has stopped is replaced: by another instance in this thread, by another worker. */

@@ -99,9 +99,9 @@ test("thousands of pictures and captions leave nothing behind", { skip }, async 
   const [script, tsv] = [new URL("support/memory.mjs", import.meta.url), new URL("test.tsv", scenes)].map((url) => fileURLToPath(url));
   const { stdout } = await promisify(execFile)(process.execPath, ["--expose-gc", script, fileURLToPath(scenes), tsv, "2500"]);
   const { values, count, grown } = JSON.parse(stdout);
-  // Were every picture's tensor kept, it would be 276 MB.
-  const leak = 4 * values * count;
-  assert.ok(grown.held < leak / 20 && grown.rss < leak / 2, stdout);
+  // Were every picture's crop kept, it would be 69 MB.
+  const leak = values * count;
+  assert.ok(grown.held < leak / 5 && grown.rss < 2 * leak, stdout);
 });
 
 /** The package's module with something around it, for `modules`; each of its instances has what `change` makes of it. */
@@ -116,7 +116,7 @@ test("a picture that stops the module is named or left out, and the model is loa
   const bomb = Buffer.from("a picture that stops the module");
   let seen;
   const modules = await own((glue) => {
-    const around = trapping(glue, { preprocess: (file) => Buffer.compare(Buffer.from(file), bomb) === 0 });
+    const around = trapping(glue, { crop: (file) => Buffer.compare(Buffer.from(file), bomb) === 0 });
     seen = around.seen;
     return around.glue;
   });

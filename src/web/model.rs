@@ -4,11 +4,11 @@ use wasm_bindgen::prelude::*;
 
 use super::{object, place, thrown};
 use crate::classify::TEMPLATES;
-#[cfg(feature = "wgpu")]
-use crate::gpu::Precision;
 use crate::image::{Limits, Pixels, Preprocessor};
 use crate::text::Tokenizer;
 use crate::towers::{DualEncoder, ImageTower, ImageTowerStream, TextTower, TextTowerStream};
+#[cfg(feature = "webgpu")]
+use crate::webgpu::Precision;
 use crate::weights::Dtype;
 use crate::{Error, ModelConfig};
 
@@ -44,13 +44,13 @@ impl ModelLoader {
     ) -> crate::Result<Self> {
         let config = ModelConfig::from_json(config).map_err(|error| error.within("config.json"))?;
         let place = place()?;
-        #[cfg(feature = "wgpu")]
+        #[cfg(feature = "webgpu")]
         let place = match dtype {
             "f32" => place.with_precision(Precision::Single),
             "f16" => place.with_precision(Precision::Half),
             _ => place,
         };
-        #[cfg(not(feature = "wgpu"))]
+        #[cfg(not(feature = "webgpu"))]
         if dtype == "f16" {
             return Err(Error::Device(
                 "f16 was asked for, expected f32 or auto: the processor's kernels keep weights in single precision".into(),
@@ -69,12 +69,16 @@ impl ModelLoader {
             }
         };
         // Of the two kinds of towers a module has one.
-        #[cfg(feature = "wgpu")]
-        let (image_tower, text_tower) = (ImageTowerStream::on_gpu, TextTowerStream::on_gpu);
-        #[cfg(not(feature = "wgpu"))]
-        let (image_tower, text_tower) = (ImageTowerStream::on_host, TextTowerStream::on_host);
-        let image = image.then(|| image_tower(&config.image, &place));
-        let text = text.then(|| text_tower(&config.text, &place));
+        #[cfg(feature = "webgpu")]
+        let (image, text) = (
+            image.then(|| ImageTowerStream::on_gpu(&config.image, &place)),
+            text.then(|| TextTowerStream::on_gpu(&config.text, &place)),
+        );
+        #[cfg(not(feature = "webgpu"))]
+        let (image, text) = (
+            image.then(|| ImageTowerStream::on_host(&config.image, &place)),
+            text.then(|| TextTowerStream::on_host(&config.text, &place)),
+        );
         Ok(Self {
             image: image.transpose()?,
             text: text.transpose()?,
@@ -213,19 +217,17 @@ impl Model {
         Ok(tower.embed_async(&ids).await.map_err(thrown)?.into_data())
     }
 
-    /// A JPEG, PNG, WebP, BMP, TIFF or PNM file to the image tower's input, 3 * size * size values.
-    pub fn preprocess(&self, file: &[u8]) -> Result<Vec<f32>, JsValue> {
-        let preprocessor = self.preprocessor();
-        let mut input = vec![0.0; preprocessor.values()];
-        let done = preprocessor.preprocess_into(file, &Limits::default(), &mut input);
-        done.map_err(thrown)?;
-        Ok(input)
+    /// A JPEG, PNG, WebP, BMP, TIFF or PNM file to the crop that the image tower sees: red, green and blue of `size *
+    /// size` pixels, a byte each.
+    pub fn crop(&self, file: &[u8]) -> Result<Vec<u8>, JsValue> {
+        let crop = self.preprocessor().decode_crop(file, &Limits::default());
+        Ok(crop.map_err(thrown)?.into_data())
     }
 
-    /// `width * height` pixels of red, green, blue and alpha, of which the last is dropped as in the original, to
-    /// the image tower's input.
-    #[wasm_bindgen(js_name = preprocessRgba)]
-    pub fn preprocess_rgba(&self, rgba: &[u8], width: u32, height: u32) -> Result<Vec<f32>, JsValue> {
+    /// As `crop`, of `width * height` pixels of red, green, blue and alpha, of which the last is dropped as in the
+    /// original.
+    #[wasm_bindgen(js_name = cropRgba)]
+    pub fn crop_rgba(&self, rgba: &[u8], width: u32, height: u32) -> Result<Vec<u8>, JsValue> {
         let (pixels, []) = rgba.as_chunks::<4>() else {
             return Err(thrown(Error::Image(format!(
                 "{} bytes, expected a multiple of 4",
@@ -234,18 +236,31 @@ impl Model {
         };
         let rgb = pixels.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
         let pixels = Pixels::new(width, height, rgb).map_err(thrown)?;
-        let preprocessor = self.preprocessor();
-        let mut input = vec![0.0; preprocessor.values()];
-        preprocessor.tensor_into(&preprocessor.crop(&pixels), &mut input);
-        Ok(input)
+        Ok(self.preprocessor().crop(&pixels).into_data())
     }
 
-    /// Some images' inputs, behind one another, to vectors of unit length in the same order.
+    /// A crop as the tower computes with it: planes of red, green and blue, normalised.
+    pub fn normalise(&self, crop: &[u8]) -> Result<Vec<f32>, JsValue> {
+        let preprocessor = self.preprocessor();
+        if crop.len() != preprocessor.values() {
+            return Err(thrown(Error::Image(format!(
+                "a crop of {} bytes, expected {}",
+                crop.len(),
+                preprocessor.values()
+            ))));
+        }
+        let mut pixels = vec![0.0; crop.len()];
+        preprocessor.normalise(crop, &mut pixels);
+        Ok(pixels)
+    }
+
+    /// Some images' crops, behind one another, to vectors of unit length in the same order.
     #[wasm_bindgen(js_name = embedImages)]
-    pub async fn embed_images(&self, pixels: Vec<f32>) -> Result<Vec<f32>, JsValue> {
+    pub async fn embed_images(&self, crops: Vec<u8>) -> Result<Vec<f32>, JsValue> {
         let tower = self.encoder.image.as_ref();
         let tower = tower.ok_or_else(|| thrown(Error::Image("the image tower is not loaded".into())))?;
-        Ok(tower.embed_async(&pixels).await.map_err(thrown)?.into_data())
+        let embeddings = tower.embed_crops_async(&crops, &self.preprocessor()).await;
+        Ok(embeddings.map_err(thrown)?.into_data())
     }
 
     fn ids(&self, texts: &[String]) -> crate::Result<Vec<Vec<u32>>> {

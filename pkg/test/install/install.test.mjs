@@ -99,7 +99,7 @@ for (const { name, tools = [], command } of [
       await copyFile(join(pkg, "test/support/memory.mjs"), join(project.folder, "memory.mjs"));
       const output = execute(project.folder, ...command("--expose-gc", "memory.mjs"), scenes, join(scenes, "test.tsv"), "2500");
       const { values, count, grown } = JSON.parse(output);
-      // Were every picture's tensor kept, it would be 276 MB. Not every runtime counts what it holds.
+      // Were every picture's crop kept, it would be 69 MB. Not every runtime counts what it holds.
       assert.ok(grown.rss < 2 * values * count, output);
     });
   });

@@ -65,20 +65,23 @@ export function fakeGlue({ kind = "cpu", dimensions = 8, imageSize = 2, several 
       }
       return rows;
     }
-    preprocess(file) {
+    crop(file) {
       if (file[0] === 0) throw fail("image", "neither JPEG nor PNG, WebP, BMP, TIFF or PNM");
-      return new Float32Array(3 * imageSize * imageSize).fill(file[0]);
+      return new Uint8Array(3 * imageSize * imageSize).fill(file[0]);
     }
-    preprocessRgba(rgba, width, height) {
+    cropRgba(rgba, width, height) {
       if (rgba.length !== width * height * 4) throw fail("image", "pixels are missing");
-      return new Float32Array(3 * imageSize * imageSize).fill(rgba.reduce((sum, value) => sum + value, 0) / 4);
+      return new Uint8Array(3 * imageSize * imageSize).fill(rgba.reduce((sum, value) => sum + value, 0) / 4);
     }
-    async embedImages(pixels) {
+    normalise(crop) {
+      return Float32Array.from(crop);
+    }
+    async embedImages(crops) {
       const size = 3 * imageSize * imageSize;
-      const rows = pixels.length / size;
+      const rows = crops.length / size;
       plan.batches.push(rows);
       const result = new Float32Array(rows * dimensions);
-      for (let i = 0; i < rows; i++) result.set(unit(`image ${pixels[i * size]}`, dimensions), i * dimensions);
+      for (let i = 0; i < rows; i++) result.set(unit(`image ${crops[i * size]}`, dimensions), i * dimensions);
       return result;
     }
     free() {

@@ -3,7 +3,7 @@
 
 /**
  * @param glue the generated JavaScript, or a made-up module
- * @param traps for `preprocess`, `embedText` and `embedImages`: whether a call with these arguments stops the instance
+ * @param traps for `crop`, `embedText` and `embedImages`: whether a call with these arguments stops the instance
  * @returns the module; `seen.instances` counts its instances, `seen.reentered` the calls of one that had stopped
  */
 export function trapping(glue, traps, seen = { instances: 0, reentered: 0 }) {

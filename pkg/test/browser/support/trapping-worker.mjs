@@ -3,5 +3,5 @@ import { serve } from "/pkg/dist/core.js";
 import { trapping } from "/pkg/test/support/trapping.mjs";
 import * as glue from "/pkg/wasm/cpu/ernie_vil.js";
 
-const traps = { preprocess: (file) => new TextDecoder().decode(file) === "stop" };
+const traps = { crop: (file) => new TextDecoder().decode(file) === "stop" };
 serve({ glue: trapping(glue, traps).glue, wasm: new URL("/pkg/wasm/cpu/ernie_vil_bg.wasm", import.meta.url) });
