@@ -257,10 +257,21 @@ impl Model {
     /// Some images' crops, behind one another, to vectors of unit length in the same order.
     #[wasm_bindgen(js_name = embedImages)]
     pub async fn embed_images(&self, crops: Vec<u8>) -> Result<Vec<f32>, JsValue> {
-        let tower = self.encoder.image.as_ref();
-        let tower = tower.ok_or_else(|| thrown(Error::Image("the image tower is not loaded".into())))?;
+        let tower = self.image_tower()?;
         let embeddings = tower.embed_crops_async(&crops, &self.preprocessor()).await;
         Ok(embeddings.map_err(thrown)?.into_data())
+    }
+
+    /// As `embedImages`, of images as `normalise` gives them: for inputs that no file becomes.
+    #[wasm_bindgen(js_name = embedPixels)]
+    pub async fn embed_pixels(&self, pixels: Vec<f32>) -> Result<Vec<f32>, JsValue> {
+        let tower = self.image_tower()?;
+        Ok(tower.embed_async(&pixels).await.map_err(thrown)?.into_data())
+    }
+
+    fn image_tower(&self) -> Result<&ImageTower, JsValue> {
+        let tower = self.encoder.image.as_ref();
+        tower.ok_or_else(|| thrown(Error::Image("the image tower is not loaded".into())))
     }
 
     fn ids(&self, texts: &[String]) -> crate::Result<Vec<Vec<u32>>> {

@@ -39,7 +39,7 @@ export async function embedInputs(glue, { pixels, captions }, read) {
   const loader = new glue.ModelLoader(await read("config.json"), await read("vocab.txt"), true, true, "f32");
   for (const tower of ["image", "text"]) loader.feed(tower, await read(`${tower}.safetensors`));
   const model = loader.finish();
-  const [image, text] = [await model.embedImages(Float32Array.from(pixels)), await model.embedText(captions)];
+  const [image, text] = [await model.embedPixels(Float32Array.from(pixels)), await model.embedText(captions)];
   const info = model.info();
   model.free();
   return { image, text, info };
