@@ -144,6 +144,7 @@ impl How {
     }
 
     /// Sequences that lie so, for the kernels that take them as they are.
+    #[cfg_attr(not(feature = "cube"), allow(unused_variables))]
     pub(crate) fn ragged(self, sequences: Vec<Sequence>, device: &Device) -> Layout {
         Layout::Ragged {
             #[cfg(feature = "cube")]

@@ -144,21 +144,15 @@ impl Engine {
 
     /// Rows that are computed at once, whose widest is of `width` values. On a card it bounds the tensors, and how
     /// long it is busy at a time: a system may take one away that does not answer.
+    #[cfg(feature = "cube")]
     fn rows_at_once(self, width: usize) -> usize {
+        const MOST_ROWS: usize = 4096;
         match self {
-            #[cfg(feature = "cube")]
-            Self::Card(CardOptions { largest, .. }) => {
-                const MOST_ROWS: usize = 4096;
-                let most = match largest {
-                    0 => u64::MAX,
-                    largest => largest / (4 * width as u64),
-                };
+            Self::Card(CardOptions { largest, .. }) if largest > 0 => {
+                let most = largest / (4 * width as u64);
                 MOST_ROWS.min(usize::try_from(most).unwrap_or(usize::MAX))
             }
-            _ => {
-                let _ = width;
-                usize::MAX
-            }
+            _ => MOST_ROWS,
         }
     }
 }
