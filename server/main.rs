@@ -49,8 +49,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Keeps Burn from what no command asks for. It reads an optimizer's state by way of its default device, which
-/// is a graphics card in a binary that can use one, whether the machine has one or not.
+/// Keeps Burn from what no command asks for. It reads an optimizer's state by way of its default device,
+/// which is a graphics card in a binary that can use one, whether the machine has one or not.
 fn prepare_burn() {
     const DEFAULT_DEVICE: &str = "BURN_DEVICE";
     if std::env::var_os(DEFAULT_DEVICE).is_none() {

@@ -1,8 +1,8 @@
 //! Graphics cards, through WebGPU: in a browser, and natively on Vulkan, Metal and Direct3D 12.
 //!
-//! [`Gpu`] is a card that was opened, with the device that Burn computes on. The device is made here and handed to
-//! Burn, because what fails on it has to reach whoever waits for a result: CubeCL's own handler of errors ends the
-//! program, and in a browser the module.
+//! [`Gpu`] is a card that was opened, with the device that Burn computes on. The device is made here and
+//! handed to Burn, because what fails on it has to reach whoever waits for a result: CubeCL's own handler of
+//! errors ends the program, and in a browser the module.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,7 +32,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells what failed on a device, if it is one of those that were made here. It says more than what the failure left.
+/// Tells what failed on a device, if it is one of those that were made here. It says more than what the
+/// failure left.
 ///
 /// # Errors
 /// [`Error::Device`] with the first failure.
@@ -46,7 +47,8 @@ pub(crate) fn check(device: &Device) -> Result<()> {
 }
 
 impl Gpu {
-    /// Takes the system's preferred adapter: a fast one, unless that is a program (`software`: that one will do).
+    /// Takes the system's preferred adapter: a fast one, unless that is a program (`software`: that one will
+    /// do).
     ///
     /// # Errors
     /// [`Error::Device`] where there is no adapter, or where it gives no device.
@@ -136,7 +138,7 @@ impl Gpu {
         &self.name
     }
 
-    /// Whether a program on the processor stands in for a graphics card.
+    /// Whether the card is a program on the processor.
     pub fn is_software(&self) -> bool {
         self.options.is_software
     }

@@ -32,7 +32,7 @@ export interface LoadOptions {
   cache?: boolean | string;
   /** Cancels loading. */
   signal?: AbortSignal;
-  /** Is told how far loading has come, about 20 times a second. */
+  /** Called with the progress of loading, about 20 times a second. */
   onProgress?: (progress: LoadProgress) => void;
   /** Whether a program that behaves like a GPU counts as one; it is slower than the CPU module (default: no). */
   allowSoftware?: boolean;
@@ -59,7 +59,7 @@ export interface LoadOptions {
    * again for the next one.
    */
   onDeviceLost?: "retry" | "reject";
-  /** Is told when the model has been loaded again because its device was lost. */
+  /** Called when the model has been loaded again because its device was lost. */
   onDeviceChange?: (info: ModelInfo) => void;
 }
 
@@ -125,7 +125,7 @@ export interface EmbedProgress {
 
 /** How captions are embedded. */
 export interface EmbedTextOptions extends CancelOptions {
-  /** Is told how far the call has come. */
+  /** Called with the progress of the call. */
   onProgress?: (progress: EmbedProgress) => void;
 }
 

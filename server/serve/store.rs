@@ -1,10 +1,10 @@
 //! The index that the server searches in, on the disk as [`index_file`](ernie_vil::native::index_file) keeps
 //! it.
 //!
-//! One thread makes all changes. It takes what is waiting together, appends it to the log, brings the log to the disk
-//! once for all of it, and only then changes the index in memory and answers. What was acknowledged is therefore
-//! on the disk, whenever the process ends, and what could not be written was not done. When the log has grown
-//! long it is folded into the file.
+//! One thread makes all changes. It takes what is waiting together, appends it to the log, brings the log to
+//! the disk once for all of it, and only then changes the index in memory and answers. What was acknowledged
+//! is therefore on the disk, whenever the process ends, and what could not be written was not done. When the
+//! log has grown long it is folded into the file.
 //!
 //! Where the changes that came together cannot be written, each is tried alone: the disk may have room for
 //! some. Room is kept for removals, so that a full disk can be emptied.
@@ -145,7 +145,8 @@ impl Store {
         self.dtype
     }
 
-    /// Lets `task` look into the index. It waits for changes, so neither a thread that serves nor one of a pool may call it.
+    /// Lets `task` look into the index. It waits for changes, so neither a thread that serves nor one of a
+    /// pool may call it.
     pub fn read<T>(&self, task: impl FnOnce(&EmbeddingIndex) -> T) -> T {
         task(&self.index.read().unwrap_or_else(PoisonError::into_inner))
     }

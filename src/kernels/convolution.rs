@@ -1,8 +1,9 @@
 //! Convolutions over images that are stored pixel by pixel, the channels of a pixel beside one another.
 //!
-//! A convolution of one pixel is a product ([`linear`](super::linear)). Here are the two others that an EfficientNet
-//! has: the depthwise one, together with the product before it, whose result so never leaves the cache, and with the
-//! mean of its own result, which squeeze-and-excitation asks for; and the first one, over the three planes of an image.
+//! A convolution of one pixel is a product ([`linear`](super::linear)). Here are the two others that an
+//! EfficientNet has: the depthwise one, together with the product before it, whose result so never leaves the
+//! cache, and with the mean of its own result, which squeeze-and-excitation asks for; and the first one, over
+//! the three planes of an image.
 
 use std::cell::RefCell;
 
@@ -31,8 +32,9 @@ impl Map {
         self.height * self.width
     }
 
-    /// What a convolution makes of it, and the rows above and the columns before it that count as zeros: as many on
-    /// both sides together as the last position of the kernel needs, the odd one behind, as in TensorFlow.
+    /// What a convolution makes of it, and the rows above and the columns before it that count as zeros: as
+    /// many on both sides together as the last position of the kernel needs, the odd one behind, as in
+    /// TensorFlow.
     pub(crate) fn convolved(self, kernel: usize, stride: usize) -> (Self, [usize; 2]) {
         let out = Self {
             height: self.height.div_ceil(stride),
@@ -72,7 +74,8 @@ impl Depthwise {
     /// From weights [channels, kernel, kernel].
     ///
     /// # Panics
-    /// Where `weight` has another length, and where the kernel is neither 3 nor 5 or the stride neither 1 nor 2.
+    /// Where `weight` has another length, and where the kernel is neither 3 nor 5 or the stride neither 1 nor
+    /// 2.
     pub(crate) fn new(kernel: usize, stride: usize, weight: &[f32], bias: &[f32]) -> Self {
         let (channels, taps) = (bias.len(), kernel * kernel);
         assert!(matches!((kernel, stride), (3 | 5, 1 | 2)), "kernel and stride");
@@ -110,8 +113,9 @@ impl Depthwise {
         map.convolved(self.kernel, self.stride).0
     }
 
-    /// Takes `input` [pixels, inputs] through `expansion` and a swish, if there is one, and through the convolution to
-    /// `output`, and writes the mean of each channel to `mean`. `input` must have 15 floats behind its last row.
+    /// Takes `input` [pixels, inputs] through `expansion` and a swish, if there is one, and through the
+    /// convolution to `output`, and writes the mean of each channel to `mean`. `input` must have 15 floats
+    /// behind its last row.
     ///
     /// The sums do not depend on the number of threads: the image is cut into the same strips always.
     ///
@@ -255,8 +259,8 @@ unsafe fn depthwise_with<S: Simd>(piece: &Piece) {
     unsafe { piece.run::<S>() }
 }
 
-/// Pixels of a row that are computed together, each in a register, so that their sums need not wait for themselves and
-/// a weight is loaded once for all.
+/// Pixels of a row that are computed together, each in a register, so that their sums need not wait for
+/// themselves and a weight is loaded once for all.
 const TOGETHER: usize = 8;
 
 /// A register of zeros, for what lies outside.
@@ -293,8 +297,8 @@ impl Piece {
         }
     }
 
-    /// The pixels from `x` on of row `y`; returns their sum. With EDGE some of them, or of what they are made of, may
-    /// lie outside.
+    /// The pixels from `x` on of row `y`; returns their sum. With EDGE some of them, or of what they are made
+    /// of, may lie outside.
     #[inline(always)]
     unsafe fn pixels<S: Simd, const EDGE: bool>(&self, channel: usize, y: usize, x: usize) -> S::V {
         unsafe {
@@ -348,8 +352,8 @@ impl Piece {
     }
 }
 
-/// A convolution of the three planes of an image, [3, height, width], with a swish behind it: `layer` has the weights
-/// [3 * kernel * kernel, channels].
+/// A convolution of the three planes of an image, [3, height, width], with a swish behind it: `layer` has the
+/// weights [3 * kernel * kernel, channels].
 ///
 /// # Panics
 /// Where the shapes do not fit.

@@ -204,8 +204,8 @@ pub fn write_folder<T, E: From<Error>>(
             // What is half written is of no use to anybody.
             let _ = fs::remove_dir_all(&part);
         })?;
-    // A folder cannot be renamed over another one. Between the two renames only the old one is there, beside its
-    // name, where `restore_folder` finds it.
+    // A folder cannot be renamed over another one. Between the two renames only the old one is there, beside
+    // its name, where `restore_folder` finds it.
     remove(&old)?;
     if target.exists() {
         rename(target, &old)?;
@@ -217,8 +217,8 @@ pub fn write_folder<T, E: From<Error>>(
     Ok(filled)
 }
 
-/// Gives a folder its name back where [`write_folder`] was cut off between taking it away and putting the new one
-/// there.
+/// Gives a folder its name back where [`write_folder`] was cut off between taking it away and putting the new
+/// one there.
 ///
 /// # Errors
 /// Where it cannot be renamed.

@@ -1,5 +1,5 @@
-//! Whether an NVIDIA card can be used, before Burn is asked for it, which would end the program where it cannot; and where
-//! the kernels are kept that are compiled for it.
+//! Whether an NVIDIA card can be used, before Burn is asked for it, which would end the program where it
+//! cannot; and where the kernels are kept that are compiled for it.
 //!
 //! The one environment variable that is read here is CUDA's own: Burn finds CUDA's headers by `CUDA_PATH`
 //! itself.
@@ -37,8 +37,9 @@ pub fn prepare(number: usize) -> Result<()> {
     use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
     check(number)?;
-    // Of itself nothing that is compiled would be kept, and which kernels are fastest only in the folder where a project of
-    // Rust's is built; now all of it is in the user's cache folder, or where else a `cubecl.toml` in the folder or above says.
+    // Of itself nothing that is compiled would be kept, and which kernels are fastest only in the folder
+    // where a project of Rust's is built; now all of it is in the user's cache folder, or where else a
+    // `cubecl.toml` in the folder or above says.
     let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
     config.compilation.cache = true;
     if let CacheConfig::Target = config.environment.path {
@@ -107,7 +108,8 @@ fn cards(driver: &Library) -> Result<usize> {
         ))
     };
     let mut count: c_int = 0;
-    // SAFETY: the types are those of CUDA's driver interface, cuInit(unsigned int) and cuDeviceGetCount(int *).
+    // SAFETY: the types are those of CUDA's driver interface, cuInit(unsigned int) and cuDeviceGetCount(int
+    // *).
     let results = unsafe {
         let init: Symbol<'_, unsafe extern "C" fn(u32) -> c_int> = driver
             .get(b"cuInit\0")

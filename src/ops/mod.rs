@@ -56,7 +56,7 @@ enum Implementation {
     /// The kernels for graphics cards.
     #[cfg(feature = "cube")]
     Card {
-        /// Whether a program stands in for the card.
+        /// Whether the card is a program on the processor.
         is_software: bool,
     },
     /// The host's kernels with their backward passes.
@@ -134,7 +134,7 @@ impl How {
         }
     }
 
-    /// Whether sequences stand behind one another without padding.
+    /// Whether sequences are contiguous, without padding.
     pub(crate) fn is_ragged(self) -> bool {
         #[cfg(feature = "cube")]
         if self.on_card().is_some() {

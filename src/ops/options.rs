@@ -1,10 +1,12 @@
 //! How the Burn modules multiply and attend: in half precision, and in all of single precision.
 //!
-//! In half precision matrices, and what passes between the layers, are in the precision of the weights; normalisations, softmax
-//! and what comes out in the end are in single precision: sums of squares do not fit in half.
+//! In half precision matrices, and what passes between the layers, are in the precision of the weights;
+//! normalisations, softmax and what comes out in the end are in single precision: sums of squares do not fit
+//! in half.
 //!
-//! In single precision a device may cut what it multiplies: Burn lets NVIDIA's tensor cores have TF32 of it, 11 significant
-//! bits of 24, from which vectors differ in the fourth digit. [`BurnPrecision::Single`] multiplies the bits that were cut, too.
+//! In single precision a device may cut what it multiplies: Burn lets NVIDIA's tensor cores have TF32 of it,
+//! 11 significant bits of 24, from which vectors differ in the fourth digit. [`BurnPrecision::Single`]
+//! multiplies the bits that were cut, too.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::activation;
@@ -34,7 +36,8 @@ pub struct BurnOptions {
 /// The precision in which Burn's modules keep matrices and multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BurnPrecision {
-    /// Single precision, of which the device may multiply as many bits as it likes: NVIDIA's tensor cores take TF32.
+    /// Single precision, of which the device may multiply as many bits as it likes: NVIDIA's tensor cores
+    /// take TF32.
     #[default]
     Device,
     /// All of single precision, at three times the work.
@@ -51,8 +54,9 @@ pub enum Attention {
     /// Two products with the softmax between them, of which the scores are written down.
     #[default]
     Products,
-    /// By Burn's operation, which has kernels that never write the scores; tokens are padded to a multiple of 32, without
-    /// which none of them runs. On NVIDIA cards they multiply in f16 whatever the precision is. All of single precision ([`BurnPrecision::Single`]) is not in their power, so there it is
+    /// By Burn's operation, which has kernels that never write the scores; tokens are padded to a multiple of
+    /// 32, without which none of them runs. On NVIDIA cards they multiply in f16 whatever the precision is.
+    /// All of single precision ([`BurnPrecision::Single`]) is not in their power, so there it is
     /// [`Attention::Products`] all the same.
     Fused,
 }
@@ -81,8 +85,8 @@ impl BurnOptions {
         }
     }
 
-    /// Whether products are split in halves of at most 12 significant bits, so that nothing is lost where the device takes no
-    /// more than 11.
+    /// Whether products are split in halves of at most 12 significant bits, so that nothing is lost where the
+    /// device takes no more than 11.
     pub(crate) fn is_split(self) -> bool {
         self.precision == BurnPrecision::Single
     }
@@ -164,8 +168,8 @@ impl BurnOptions {
     }
 }
 
-/// The first 11 significant bits of each value and the rest, which has no more than 12: T. J. Dekker, "A floating-point
-/// technique for extending the available precision", 1971.
+/// The first 11 significant bits of each value and the rest, which has no more than 12: T. J. Dekker, "A
+/// floating-point technique for extending the available precision", 1971.
 fn halves<const D: usize>(x: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
     const FACTOR: f32 = ((1 << 13) + 1) as f32;
     let scaled = x.clone() * FACTOR;

@@ -6,8 +6,8 @@ use crate::config::{Activation as TextActivation, ErnieConfig, VitConfig};
 use crate::weights::RandomWeights;
 use crate::{Error, Result};
 
-/// Computes captions and images on small towers of which it is known what comes out, before a card is trusted: one that
-/// miscompiles a kernel may leave wrong numbers and say nothing.
+/// Computes captions and images on small towers of which it is known what comes out, before a card is
+/// trusted: one that miscompiles a kernel may leave wrong numbers and say nothing.
 ///
 /// # Errors
 /// [`Error::Device`] where something else comes out, or where the card fails.

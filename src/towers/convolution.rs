@@ -144,7 +144,8 @@ fn batch_norm(loader: &Loader<'_>, name: &str, width: usize, epsilon: f64) -> Re
     (0..width).map(channel).collect()
 }
 
-/// A convolution and its batch normalisation in one: the weights, of `shape`, and a bias for each output channel.
+/// A convolution and its batch normalisation in one: the weights, of `shape`, and a bias for each output
+/// channel.
 pub(super) fn folded(
     loader: &Loader<'_>,
     conv: &str,

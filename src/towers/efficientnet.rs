@@ -1,5 +1,5 @@
-//! The image tower EfficientNet: a stem, blocks of depthwise convolutions with squeeze-and-excitation, a head,
-//! and the mean over all pixels.
+//! The image tower EfficientNet: a stem, blocks of depthwise convolutions with squeeze-and-excitation, a
+//! head, and the mean over all pixels.
 
 #[cfg(feature = "webgpu")]
 mod webgpu;

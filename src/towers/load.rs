@@ -275,7 +275,8 @@ impl Loader<'_> {
         })
     }
 
-    /// The layers of the queries, keys and values of `heads` heads, `width` each, that the weights have as one.
+    /// The layers of the queries, keys and values of `heads` heads, `width` each, that the weights have as
+    /// one.
     pub(super) fn projections(
         &self,
         name: &str,
@@ -439,8 +440,8 @@ pub(crate) fn parameter_id(name: &str) -> ParamId {
     ParamId::from(hash)
 }
 
-/// The tables whose sum a token's embedding is, kept on the host: only the rows that a caption uses are ever looked
-/// at, and the word table alone is larger than some devices' largest buffer.
+/// The tables whose sum a token's embedding is, kept on the host: only the rows that a caption uses are ever
+/// looked at, and the word table alone is larger than some devices' largest buffer.
 pub(super) struct Words {
     words: Arc<Table>,
     /// Row p: what is added at position p.
@@ -482,8 +483,8 @@ impl Words {
         })
     }
 
-    /// The tables for one caption of which more is said than its ids: what is added at each of its places is its
-    /// own. `types` has as many lists as the model has tables of types.
+    /// The tables for one caption of which more is said than its ids: what is added at each of its places is
+    /// its own. `types` has as many lists as the model has tables of types.
     pub(super) fn typed(&self, positions: &[u32], types: &[&[u32]]) -> Self {
         let width = self.width;
         let row = |table: &[f32], row: u32| table[row as usize * width..][..width].to_vec();
@@ -512,9 +513,9 @@ impl Words {
         self.positions.len() / self.width
     }
 
-    /// Where captions lie when they stand behind one another; `place` is told the row, the id and the position of each
-    /// token. Padding in the middle of a caption is seen by no token and never becomes the embedding, so it is left
-    /// out like that at the end; the other tokens keep their positions.
+    /// Where captions lie when they stand behind one another; `place` is told the row, the id and the
+    /// position of each token. Padding in the middle of a caption is seen by no token and never becomes the
+    /// embedding, so it is left out like that at the end; the other tokens keep their positions.
     pub(super) fn pack(
         &self,
         captions: &[&[u32]],

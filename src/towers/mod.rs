@@ -1,14 +1,14 @@
 //! The image tower, the text tower, and the dual encoder that owns one of each.
 //!
-//! A tower's sizes come from its configuration and its weights from any [`TensorSource`]. A tower is
-//! one Burn module over operations, which the kernels of this crate implement on the CPU and on graphics
-//! cards, and Burn on every other device and wherever [`Engine::Burn`] is asked for. All compute the same, and
-//! all leave out what the embedding does not depend on:
+//! A tower's sizes come from its configuration and its weights from any [`TensorSource`]. A tower is one Burn
+//! module over operations, which the kernels of this crate implement on the CPU and on graphics cards, and
+//! Burn on every other device and wherever [`Engine::Burn`] is asked for. All compute the same, and all leave
+//! out what the embedding does not depend on:
 //!
 //! - in the last block only the first token's row is computed after keys and values;
 //! - captions are computed at their true length;
-//! - where the kernels of this crate compute, the word table stays on the host, and only the rows in use go to
-//!   the device; where Burn does, it is on the device, where only ids have to go.
+//! - where the kernels of this crate compute, the word table stays on the host, and only the rows in use go
+//!   to the device; where Burn does, it is on the device, where only ids have to go.
 
 #[cfg(any(feature = "wgpu", feature = "webgpu"))]
 mod check;
@@ -142,8 +142,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Rows that are computed at once, whose widest is of `width` values. On a card it bounds the tensors, and how
-    /// long it is busy at a time: a system may take one away that does not answer.
+    /// Rows that are computed at once, whose widest is of `width` values. On a card it bounds the tensors,
+    /// and how long it is busy at a time: a system may take one away that does not answer.
     #[cfg(feature = "cube")]
     fn rows_at_once(self, width: usize) -> usize {
         const MOST_ROWS: usize = 4096;

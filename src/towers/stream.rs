@@ -11,8 +11,8 @@ use crate::{ErnieConfig, ImageConfig, Result};
 
 /// An image tower in the making, from the bytes of its safetensors file.
 ///
-/// Each block goes to the device when its last tensor has arrived, and its tensors are dropped. So memory holds
-/// the tower, as it will be, and at most a block's tensors, whatever the size of the file.
+/// Each block goes to the device when its last tensor has arrived, and its tensors are dropped. So memory
+/// holds the tower, as it will be, and at most a block's tensors, whatever the size of the file.
 ///
 /// ```
 /// use burn::tensor::Device;

@@ -88,8 +88,8 @@ pub struct Settings {
     /// Whether equal texts of a batch are left out as negatives of one another.
     pub mask_equal_texts: bool,
     /// Rows whose activations are in memory together. Fewer than a batch has: the batch goes through the
-    /// towers twice, first for the embeddings and the loss's gradients with respect to them, then part by part
-    /// for the weights' gradients (gradient caching), and all of its rows are negatives all the same.
+    /// towers twice, first for the embeddings and the loss's gradients with respect to them, then part by
+    /// part for the weights' gradients (gradient caching), and all of its rows are negatives all the same.
     pub rows_at_once: usize,
     /// What dropout leaves out of the texts.
     pub dropout: Dropout,
@@ -221,8 +221,8 @@ impl Trainer {
         View::ALL.into_iter().filter(named).collect()
     }
 
-    /// The embeddings of the views of a part of the batch. What dropout leaves out is a function of the seed, the step
-    /// and the part.
+    /// The embeddings of the views of a part of the batch. What dropout leaves out is a function of the seed,
+    /// the step and the part.
     fn embed(&self, model: &Trainable, views: &[View], part: usize, rows: &Batch) -> Vec<(View, Tensor<2>)> {
         let seed = seed_of(&[self.settings.seed, self.step, part as u64]);
         let mut dropping = Dropping::new(self.settings.dropout, seed);

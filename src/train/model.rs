@@ -71,8 +71,8 @@ impl Trainable {
     /// `logit_scale` where `source` has none, and at [`FIRST_TEMPERATURE`] where that is not there either.
     ///
     /// # Errors
-    /// [`Error::Weights`] lists what is missing and every wrong shape; [`Error::Config`] where the widths of the
-    /// towers differ.
+    /// [`Error::Weights`] lists what is missing and every wrong shape; [`Error::Config`] where the widths of
+    /// the towers differ.
     pub fn load(source: &dyn TensorSource, config: &ModelConfig, device: &Device) -> Result<Self> {
         config.validate()?;
         if config.image.width() != config.text.width {
@@ -250,8 +250,8 @@ impl Trainable {
         self.collect(config, None)
     }
 
-    /// A copy of the gradients on the host, by the names and in the shapes of the weights; of weights that have
-    /// none, it has none.
+    /// A copy of the gradients on the host, by the names and in the shapes of the weights; of weights that
+    /// have none, it has none.
     pub fn named_gradients(&self, config: &ModelConfig, gradients: &GradientsParams) -> Weights {
         self.collect(config, Some(gradients))
     }

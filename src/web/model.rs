@@ -23,7 +23,8 @@ pub struct ModelLoader {
 
 #[wasm_bindgen]
 impl ModelLoader {
-    /// Starts with the bytes of `config.json` and, for the text tower, of `vocab.txt`. `dtype` is how the weights are kept.
+    /// Starts with the bytes of `config.json` and, for the text tower, of `vocab.txt`. `dtype` is how the
+    /// weights are kept.
     #[wasm_bindgen(constructor)]
     pub fn new(
         config: &[u8],
@@ -217,15 +218,15 @@ impl Model {
         Ok(tower.embed_async(&ids).await.map_err(thrown)?.into_data())
     }
 
-    /// A JPEG, PNG, WebP, BMP, TIFF or PNM file to the crop that the image tower sees: red, green and blue of `size *
-    /// size` pixels, a byte each.
+    /// A JPEG, PNG, WebP, BMP, TIFF or PNM file to the crop that the image tower sees: red, green and blue of
+    /// `size * size` pixels, a byte each.
     pub fn crop(&self, file: &[u8]) -> Result<Vec<u8>, JsValue> {
         let crop = self.preprocessor().decode_crop(file, &Limits::default());
         Ok(crop.map_err(thrown)?.into_data())
     }
 
-    /// As `crop`, of `width * height` pixels of red, green, blue and alpha, of which the last is dropped as in the
-    /// original.
+    /// As `crop`, of `width * height` pixels of red, green, blue and alpha, of which the last is dropped as
+    /// in the original.
     #[wasm_bindgen(js_name = cropRgba)]
     pub fn crop_rgba(&self, rgba: &[u8], width: u32, height: u32) -> Result<Vec<u8>, JsValue> {
         let (pixels, []) = rgba.as_chunks::<4>() else {

@@ -90,8 +90,8 @@ impl Manifest {
     /// Reads `manifest.json` and checks it.
     ///
     /// # Errors
-    /// [`Error::Config`] where it is not JSON of this layout, lists more than 1024 files or one twice,
-    /// has a name that leaves the folder or a sum that is not one, or where shards do not have their file's size.
+    /// [`Error::Config`] where it is not JSON of this layout, lists more than 1024 files or one twice, has a
+    /// name that leaves the folder or a sum that is not one, or where shards do not have their file's size.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
         let invalid = |message: String| Err(Error::Config(format!("manifest: {message}")));
         let manifest: Self = match json::from_bytes(bytes) {
@@ -452,12 +452,13 @@ fn little_endian<T: NoUninit>(values: &[T]) -> Cow<'_, [u8]> {
 pub struct Converted {
     /// The weights' fingerprint: vectors are comparable only where it is the same.
     ///
-    /// It is the SHA-256, as 64 lower-case hexadecimal digits, of these in turn: the lines
-    /// `ernie-vil weights 1`, the image tower's sizes, the text tower's sizes and the preprocessing,
-    /// the last three as JSON with the keys of `config.json` in its order; then the tensors of the
-    /// image file and those of the text file, each file's by name, every one as a line of JSON
-    /// `["name","F32",[sizes]]` followed by its values as they stand in the file; a quantised one has `"int8"` or
-    /// `"int4"` there, and its scales behind its codes. A line ends in one LF. So half and single precision give different fingerprints, as their vectors differ.
+    /// It is the SHA-256, as 64 lower-case hexadecimal digits, of these in turn: the lines `ernie-vil weights
+    /// 1`, the image tower's sizes, the text tower's sizes and the preprocessing, the last three as JSON with
+    /// the keys of `config.json` in its order; then the tensors of the image file and those of the text file,
+    /// each file's by name, every one as a line of JSON `["name","F32",[sizes]]` followed by its values as
+    /// they stand in the file; a quantised one has `"int8"` or `"int4"` there, and its scales behind its
+    /// codes. A line ends in one LF. So half and single precision give different fingerprints, as their
+    /// vectors differ.
     pub fingerprint: String,
     /// Names of the source's tensors that inference does not use, sorted.
     pub extra: Vec<String>,

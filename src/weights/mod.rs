@@ -4,13 +4,15 @@
 //! - [`Checkpoint`]: the tensors of a `.pdparams` file, in any layout that Paddle writes.
 //! - [`TensorSource`]: what the towers load from; a [`Checkpoint`], a [`SafetensorsFile`], or a
 //!   [`TensorStream`] of one that is still arriving.
-//! - [`Renamed`]: the same under other names, such as those of Hugging Face's text encoder; [`Together`]: several
-//!   files as one source.
+//! - [`Renamed`]: the same under other names, such as those of Hugging Face's text encoder; [`Together`]:
+//!   several files as one source.
 //! - [`RandomWeights`]: any structure with random values, to measure with.
-//! - [`text_config_from_original`], [`vision_config_from_original`], [`image_config_from_json`], [`infer_vision_config`], [`infer_type_tables`]: the
-//!   sizes of the towers, from the original's configuration files or from the tensors' shapes.
+//! - [`text_config_from_original`], [`vision_config_from_original`], [`image_config_from_json`],
+//!   [`infer_vision_config`], [`infer_type_tables`]: the sizes of the towers, from the original's
+//!   configuration files or from the tensors' shapes.
 //! - [`recognise`]: what a file is that is none of these.
-//! - [`convert`] and [`Manifest`]: what a model folder is made of; [`Quantised`]: its matrices in eight or four bits.
+//! - [`convert`] and [`Manifest`]: what a model folder is made of; [`Quantised`]: its matrices in eight or
+//!   four bits.
 //!
 //! Nothing here opens a file: bytes come in as slices (memory-mapped ones keep the peak of memory
 //! at one tensor) and leave through [`std::io::Write`].

@@ -37,10 +37,10 @@ pub fn quantise_int8(row: &[f32], codes: &mut [i8]) -> f32 {
     scale
 }
 
-/// Quantises a row to whole numbers from -7 to 7, with a scale for every [`GROUP`] values: the largest magnitude / 7.
-/// Two codes are packed in a byte of `packed`, the first of them in its low four bits, in two's complement; `packed`
-/// is half as long as `row`, rounded up, and `scales` has as many entries as there are groups, of which the last may
-/// be shorter.
+/// Quantises a row to whole numbers from -7 to 7, with a scale for every [`GROUP`] values: the largest
+/// magnitude / 7. Two codes are packed in a byte of `packed`, the first of them in its low four bits, in
+/// two's complement; `packed` is half as long as `row`, rounded up, and `scales` has as many entries as there
+/// are groups, of which the last may be shorter.
 ///
 /// ```
 /// let (mut packed, mut scales) = ([0; 2], [0.0]);
@@ -63,8 +63,8 @@ fn scale(values: &[f32], largest: f32) -> f32 {
     values.iter().fold(0.0, |most: f32, value| most.max(value.abs())) / largest
 }
 
-/// A value in steps of the scale, to the nearest, of two the even one. It is divided, since a product with the
-/// reciprocal would be rounded once more.
+/// A value in steps of the scale, to the nearest, of two the even one. It is divided, since a product with
+/// the reciprocal would be rounded once more.
 fn quantise(value: f32, scale: f32, largest: f32) -> i8 {
     match scale > 0.0 {
         true => (value / scale).round_ties_even().clamp(-largest, largest) as i8,
@@ -90,8 +90,8 @@ pub enum Bits {
     Int4,
 }
 
-/// A matrix of whole numbers with scales. A row is what one column of a linear layer's weight is made of, or a
-/// convolution's output channel, or a word.
+/// A matrix of whole numbers with scales. A row is what one column of a linear layer's weight is made of, or
+/// a convolution's output channel, or a word.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantised<'a> {
     codes: Codes<'a>,
@@ -220,8 +220,8 @@ impl<'a> Quantised<'a> {
         }
     }
 
-    /// Weights of layers with the same inputs as one, their columns beside one another; `None` where they are not in as
-    /// many bits.
+    /// Weights of layers with the same inputs as one, their columns beside one another; `None` where they are
+    /// not in as many bits.
     #[cfg(any(feature = "cube", feature = "webgpu"))]
     pub(crate) fn beside(matrices: &[&Self]) -> Option<Quantised<'static>> {
         let first = matrices.first()?;
@@ -321,8 +321,9 @@ pub(super) struct Part {
 }
 
 impl Packing {
-    /// How a tensor is stored: quantised where it is a matrix of weights or words, or a convolution, whose rows make a
-    /// group at least. `None` for all others, which are few and small and weigh more in the result.
+    /// How a tensor is stored: quantised where it is a matrix of weights or words, or a convolution, whose
+    /// rows make a group at least. `None` for all others, which are few and small and weigh more in the
+    /// result.
     pub(super) fn of(name: &str, shape: &[usize], dtype: Bits) -> Option<Self> {
         let transposed = match shape {
             [_, _] => !name.ends_with("_emb.weight"),
@@ -434,7 +435,8 @@ impl<'a> Stored<'a> {
 /// The quantised tensors of a file, by name.
 pub(super) type Packings = BTreeMap<String, Packing>;
 
-/// The tensor that one of a file's is a part of: another one where it is the scales of that, itself in all other cases.
+/// The tensor that one of a file's is a part of: another one where it is the scales of that, itself in all
+/// other cases.
 pub(super) fn whole<'a>(name: &'a str, packings: &Packings) -> &'a str {
     match name.strip_suffix(SCALE) {
         Some(whole) if packings.contains_key(whole) => whole,

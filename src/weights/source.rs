@@ -73,9 +73,9 @@ pub trait TensorSource {
     }
 }
 
-/// The tensors of a safetensors file. They are used where they lie, if they are of 32 or 16 bit floats
-/// and the slice is aligned to them; bfloat16 becomes `f32`. Those that [`convert`](super::convert) quantised are two
-/// tensors of the file each, and one here.
+/// The tensors of a safetensors file. They are used where they lie, if they are of 32 or 16 bit floats and
+/// the slice is aligned to them; bfloat16 becomes `f32`. Those that [`convert`](super::convert) quantised are
+/// two tensors of the file each, and one here.
 ///
 /// ```
 /// use ernie_vil::weights::{SafetensorsFile, TensorSource};

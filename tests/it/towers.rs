@@ -522,7 +522,8 @@ fn numbers(recording: &Recording, name: &str) -> Vec<u32> {
     recording.get(name).iter().map(|&x| x as u32).collect()
 }
 
-/// ERNIE 2.0, in Paddle's names and in Hugging Face's: everything that was recorded of rows that hold a token.
+/// ERNIE 2.0, in Paddle's names and in Hugging Face's: everything that was recorded of rows that hold a
+/// token.
 #[test]
 fn ernie2_is_as_recorded_in_either_names() {
     const LENGTH: usize = 14;

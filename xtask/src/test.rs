@@ -336,10 +336,12 @@ fn further_steps(tools: &Tools) -> Vec<Step> {
     ]
 }
 
-/// Lints what only a binary for NVIDIA cards has. Nothing is linked, so that neither a card nor CUDA nor LLVM is needed.
+/// Lints what only a binary for NVIDIA cards has. Nothing is linked, so that neither a card nor CUDA nor LLVM
+/// is needed.
 fn cuda(this: &Path) -> Command {
     let mut command = cargo(&["clippy", "--release", "--features", "cuda", "--lib", "--bins"]);
-    // It tells the build script below burn-cuda to leave LLVM out. Others look at it too, hence a folder beside target/release.
+    // It tells the build script below burn-cuda to leave LLVM out. Others look at it too, hence a folder
+    // beside target/release.
     command.env("DOCS_RS", "1");
     if let Some(target) = this.ancestors().nth(2) {
         command.arg("--target-dir").arg(target.join("cuda"));

@@ -1,9 +1,9 @@
-//! Pairs to vectors: one thread reads, all cores decode and preprocess, the devices compute, and what comes out is in
-//! order.
+//! Pairs to vectors: one thread reads, all cores decode and preprocess, the devices compute, and what comes
+//! out is in order.
 //!
 //! The stages work at the same time on batches that follow each other, with at most two finished batches
 //! between two of them, so memory is bounded by a few batches. All devices take their batches from one queue,
-//! each when it is free. An image that stands in several rows behind one another, as those of AIC-ICC do with
+//! each when it is free. An image that is in several contiguous rows, as those of AIC-ICC do with
 //! five captions each, is decoded and embedded once.
 //!
 //! ```no_run
@@ -123,8 +123,9 @@ pub fn run<R: BufRead + Send, E: From<Error>>(
     let workers = workers(model);
     times.set_workers(workers.len());
     let (to_prepare, raw) = sync_channel(AHEAD);
-    // What is prepared goes to whichever worker is free, and where its vectors will be to whoever puts them in order. That
-    // many batches are on their way at most, so a slow device holds the others up before memory fills with their vectors.
+    // What is prepared goes to whichever worker is free, and where its vectors will be to whoever puts them
+    // in order. That many batches are on their way at most, so a slow device holds the others up before
+    // memory fills with their vectors.
     let (to_workers, prepared) = sync_channel(AHEAD);
     let (to_sink, in_order) = sync_channel(workers.len() + AHEAD);
     // The workers' alone: when the last of them has gone, whoever sends to them or waits for them is told.
@@ -149,8 +150,8 @@ pub fn run<R: BufRead + Send, E: From<Error>>(
     })
 }
 
-/// The device of each thread that computes. A card has two, so that it has work while one's vectors are fetched and the
-/// next batch is sent.
+/// The device of each thread that computes. A card has two, so that it has work while one's vectors are
+/// fetched and the next batch is sent.
 fn workers(model: &Model) -> Vec<usize> {
     let devices = model.devices.iter().enumerate();
     let threads = devices.map(|(number, device)| match device.is_card() {

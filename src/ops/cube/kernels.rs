@@ -1,7 +1,7 @@
 //! The kernels of graphics cards, in the language that CubeCL compiles for WebGPU, Vulkan, Metal and CUDA.
 //!
-//! All of them read and write four values at a time, so that every width is a multiple of 4. Loops over a thread's
-//! own values are written out, so that they live in registers.
+//! All of them read and write four values at a time, so that every width is a multiple of 4. Loops over a
+//! thread's own values are written out, so that they live in registers.
 
 use cubecl::prelude::*;
 
@@ -105,9 +105,9 @@ fn gelu<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 
 /// activation(x W + b), or residual + x W + b, of `columns` columns of the weight from `column` on.
 ///
-/// A thread computes some rows of four columns; its neighbours have the next columns, so that they read a row of W
-/// together and the same values of X. Where there is too little for the whole card, some threads take a part of the
-/// depth each. Sizes are in fours.
+/// A thread computes some rows of four columns; its neighbours have the next columns, so that they read a row
+/// of W together and the same values of X. Where there is too little for the whole card, some threads take a
+/// part of the depth each. Sizes are in fours.
 #[cube(launch_unchecked)]
 pub fn linear<N: Size, W: Size>(
     x: &[Vector<f32, N>],
@@ -306,9 +306,10 @@ fn mean_of<N: Size>(parts: &mut Shared<[f32]>, own: Vector<f32, N>, width: u32) 
 /// softmax(q k^T * scale) v of each sequence and head.
 ///
 /// A thread takes a query past all keys, four at a time, and keeps the largest score so far, the sum of the
-/// exponentials and the weighted values (Milakov and Gimelshein, arXiv 1805.02867). Its neighbours read the same
-/// keys. A row of `q` begins with all heads' queries; in a row of `kv` all heads' keys begin at `first_key`, all
-/// heads' values follow. A sequence is its first query and how many, its first key and how many. Sizes are in fours.
+/// exponentials and the weighted values (Milakov and Gimelshein, arXiv 1805.02867). Its neighbours read the
+/// same keys. A row of `q` begins with all heads' queries; in a row of `kv` all heads' keys begin at
+/// `first_key`, all heads' values follow. A sequence is its first query and how many, its first key and how
+/// many. Sizes are in fours.
 #[cube(launch_unchecked)]
 pub fn attention<N: Size>(
     q: &[Vector<f32, N>],
@@ -416,7 +417,8 @@ pub fn first_rows<N: Size>(
     }
 }
 
-/// The rows of a transformer over images: the class token's and then those of the patches, with their positions.
+/// The rows of a transformer over images: the class token's and then those of the patches, with their
+/// positions.
 #[cube(launch_unchecked)]
 pub fn tokens<N: Size>(
     x: &[Vector<f32, N>],
@@ -466,8 +468,8 @@ pub fn patches<N: Size>(
     }
 }
 
-/// Crops' bytes, red, green and blue of a pixel beside one another, to planes of numbers; `table` says what a byte of
-/// each of them becomes.
+/// Crops' bytes, red, green and blue of a pixel beside one another, to planes of numbers; `table` says what a
+/// byte of each of them becomes.
 #[cube(launch_unchecked)]
 pub fn pixels(bytes: &[u32], table: &[f32], y: &mut [f32], count: u32) {
     let pixel = CUBE_POS_X * COPY_THREADS + UNIT_POS_X;
@@ -501,9 +503,9 @@ pub fn each<N: Size>(
     }
 }
 
-/// A convolution with a swish behind it, of channels of a pixel beside one another, each channel for itself. A thread
-/// computes four channels of a pixel. `top` and `left` are the rows and columns of zeros before the image. Sizes of
-/// channels are in fours.
+/// A convolution with a swish behind it, of channels of a pixel beside one another, each channel for itself.
+/// A thread computes four channels of a pixel. `top` and `left` are the rows and columns of zeros before the
+/// image. Sizes of channels are in fours.
 #[cube(launch_unchecked)]
 pub fn depthwise<N: Size>(
     x: &[Vector<f32, N>],
@@ -550,7 +552,8 @@ pub fn depthwise<N: Size>(
     }
 }
 
-/// As [`depthwise`], of an image's planes, all of them together; the weight is `[planes * kernel * kernel, columns]`.
+/// As [`depthwise`], of an image's planes, all of them together; the weight is `[planes * kernel * kernel,
+/// columns]`.
 #[cube(launch_unchecked)]
 pub fn convolution<N: Size, W: Size>(
     x: &[f32],

@@ -5,12 +5,12 @@ use half::f16;
 
 use crate::weights::{Bits, Codes, Dtype, GROUP, TensorData};
 
-/// In which numbers a card keeps weights. It multiplies in single precision whatever they are; what fewer bits save
-/// is memory, and the time to read it.
+/// In which numbers a card keeps weights. It multiplies in single precision whatever they are; what fewer
+/// bits save is memory, and the time to read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
-    /// As they are stored, which loses nothing; halves in single precision where a program stands in for a card, since
-    /// they are slow there.
+    /// As they are stored, which loses nothing; halves in single precision where a program stands in for a
+    /// card, since they are slow there.
     #[default]
     Stored,
     /// Single precision.
@@ -24,7 +24,7 @@ pub enum Precision {
 pub struct CardOptions {
     /// In which numbers weights are kept.
     pub precision: Precision,
-    /// Whether a program on the processor stands in for the card.
+    /// Whether the card is a program on the processor.
     pub is_software: bool,
     /// Bytes of the largest tensor that a kernel can read; 0 where there is no bound.
     pub largest: u64,
@@ -133,8 +133,9 @@ pub(crate) fn words(bytes: &[u8], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(BurnData::new(words, [count]), (device, DType::U32))
 }
 
-/// Codes as the kernels read them, the columns of a row behind one another: in eight bits a byte each; in four bits,
-/// four columns of one row and then the same four of the next, as a whole of four bytes. And scales, likewise.
+/// Codes as the kernels read them, the columns of a row behind one another: in eight bits a byte each; in
+/// four bits, four columns of one row and then the same four of the next, as a whole of four bytes. And
+/// scales, likewise.
 fn turned(codes: &Codes<'_>, depth: usize, columns: usize) -> (Vec<u8>, Vec<f32>) {
     match codes {
         Codes::Int8(codes, scales) => {

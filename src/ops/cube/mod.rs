@@ -1,8 +1,8 @@
 //! The operations on graphics cards, by kernels of our own, as an extension of Burn's CubeCL backend.
 //!
-//! CubeCL compiles the `kernels` for whichever card there is: WebGPU in a browser, Vulkan, Metal and Direct3D 12
-//! natively, CUDA. They compute in single precision; weights are kept as their file has them where that saves
-//! memory, and unpacked where they are multiplied.
+//! CubeCL compiles the `kernels` for whichever card there is: WebGPU in a browser, Vulkan, Metal and Direct3D
+//! 12 natively, CUDA. They compute in single precision; weights are kept as their file has them where that
+//! saves memory, and unpacked where they are multiplied.
 
 pub(super) mod convolution;
 mod kernels;
@@ -59,8 +59,8 @@ impl Product {
     }
 }
 
-/// How a product of so many rows and so many fours of columns is spread: the rows of a thread, and the threads
-/// that share the depth.
+/// How a product of so many rows and so many fours of columns is spread: the rows of a thread, and the
+/// threads that share the depth.
 fn spread(rows: u32, columns: u32, is_software: bool) -> (u32, u32) {
     // A thread with seven rows reads least for each of them; with fewer, less is computed in vain.
     let (by_four, by_seven) = (rows.div_ceil(4) * 5, rows.div_ceil(7) * 8);
@@ -132,7 +132,8 @@ pub(super) struct AttentionSizes {
     rows: usize,
 }
 
-/// The operations that the CubeCL backend has beside Burn's. Where an operand is not looked at, any tensor will do.
+/// The operations that the CubeCL backend has beside Burn's. Where an operand is not looked at, any tensor
+/// will do.
 #[backend_extension(Cube: cfg(not(feature = "cuda-fusion")))]
 pub(super) trait CubeOps: Backend {
     /// `columns`: those of the weight that are computed, from which to which.
@@ -352,8 +353,8 @@ pub(super) fn first_rows(x: Tensor<2>, sequences: &Sequences) -> Tensor<2> {
     ))
 }
 
-/// Pixels `[batch, 3, size, size]` to rows: of each image the class token and the patches, each with its position
-/// added.
+/// Pixels `[batch, 3, size, size]` to rows: of each image the class token and the patches, each with its
+/// position added.
 pub(super) fn tokens(
     pixels: Tensor<4>,
     layer: &CardLayer,
@@ -376,8 +377,8 @@ pub(super) fn tokens(
     ))
 }
 
-/// Crops' bytes `[batch, size, size, 3]` to pixels `[batch, 3, size, size]`; `table` says what a byte of red, of
-/// green and of blue becomes.
+/// Crops' bytes `[batch, size, size, 3]` to pixels `[batch, 3, size, size]`; `table` says what a byte of red,
+/// of green and of blue becomes.
 pub(crate) fn pixels(
     bytes: &[u8],
     batch: usize,

@@ -2,8 +2,8 @@
 //!
 //! Fresh memory costs a page fault every 4 KiB, which at these sizes takes as long as the arithmetic of a
 //! normalisation. A thread keeps small pieces for itself. Large pieces are shared, so that a thread which is
-//! done leaves nothing large behind. A thread prefers those that it used itself, and of equal ones the one that
-//! was used last, which its cache may hold.
+//! done leaves nothing large behind. A thread prefers those that it used itself, and of equal ones the one
+//! that was used last, which its cache may hold.
 
 use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
@@ -30,8 +30,8 @@ const KEPT: usize = 96 << 20;
 /// Bytes that a thread keeps at most of small pieces.
 const KEPT_SMALL: usize = 16 << 20;
 
-/// A piece may be used for something smaller, by these factors at most. A large one may be used for much less:
-/// it is there anyway, and the images of a network shrink on their way through it.
+/// A piece may be used for something smaller, by these factors at most. A large one may be used for much
+/// less: it is there anyway, and the images of a network shrink on their way through it.
 const MOST_TIMES_SMALL: usize = 2;
 const MOST_TIMES_LARGE: usize = 8;
 

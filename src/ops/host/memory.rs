@@ -85,8 +85,8 @@ impl Values {
         Self { tensor, place }
     }
 
-    /// As [`Values::of`], for kernels that read whole registers: memory goes on behind the last row to the end
-    /// of a cache line.
+    /// As [`Values::of`], for kernels that read whole registers: memory goes on behind the last row to the
+    /// end of a cache line.
     pub(super) fn of_whole_registers(tensor: Host) -> Self {
         let values = Self::of(tensor);
         let Place {

@@ -1,5 +1,5 @@
-//! Layers for graphics cards, whose kernels take four values at a time: groups of other sizes have zeros behind them,
-//! which change no sum.
+//! Layers for graphics cards, whose kernels take four values at a time: groups of other sizes have zeros
+//! behind them, which change no sum.
 
 use burn::tensor::Device;
 
